@@ -1,3 +1,33 @@
-"""Parameter selection and resampling as merge methods for mergekit."""
+"""Parameter selection and resampling as merge methods for mergekit.
+
+The names below are resolved when first used, so that importing this package imports neither torch nor mergekit.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mergekit_select.draws import draw
+    from mergekit_select.errors import MergekitSelectError
+    from mergekit_select.selection import Drawn, drawn, resample, select
+
+__all__ = ["Drawn", "MergekitSelectError", "__version__", "draw", "drawn", "resample", "select"]
+
+_HOMES = {
+    "Drawn": "selection",
+    "MergekitSelectError": "errors",
+    "draw": "draws",
+    "drawn": "selection",
+    "resample": "selection",
+    "select": "selection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,141 @@
+"""Draws, version 1: (seed, tensor name, round, element) -> 16 random bits, the same on every device.
+
+``docs/draws.md`` specifies them byte by byte. The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014, doi:10.1145/2660193.2660195), whose n-th output is a pure function of
+its seed and n. The seed, here called key, is a hash of seed, tensor name and round. One output of 64 bits serves four
+neighbouring elements.
+
+This file is frozen: recipes on model hubs depend on its bits. Other draws would be a version 2 beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import torch
+
+from mergekit_select.errors import MergekitSelectError, ParameterError
+
+VERSION = 1
+BITS = 16  # of a draw
+LANES = 64 // BITS  # draws in one word of the generator
+SEED_LIMIT = 1 << 63
+
+_DOMAIN = b"mergekit-select/draws/1\0"
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+def _as_int64(value: int) -> int:
+    """Return the signed 64-bit integer congruent to value modulo 2^64."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+# shift, mask of the bits that a logical shift leaves, factor
+_MIX = (
+    (30, (1 << 34) - 1, _as_int64(0xBF58476D1CE4E5B9)),
+    (27, (1 << 37) - 1, _as_int64(0x94D049BB133111EB)),
+    (31, (1 << 33) - 1, None),
+)
+
+if sys.byteorder != "little":
+    raise MergekitSelectError(
+        f"draws version {VERSION} read 64-bit words as four 16-bit lanes in little-endian order, and this machine is "
+        f"{sys.byteorder}-endian: its merges would have other bits; run the merge on a little-endian machine"
+    )
+
+
+def stream_key(seed: int, name: str, draw_round: int = 0) -> int:
+    """Return the 64-bit key of one tensor's draws in one round.
+
+    Args:
+        seed: The recipe's seed, in [0, 2^63).
+        name: The output tensor's name; empty when it has none.
+        draw_round: 0 for the first draw, r for the r-th redraw; in [0, 2^32).
+
+    Raises:
+        ParameterError: The seed is out of range.
+    """
+    if not 0 <= seed < SEED_LIMIT:
+        raise ParameterError(f"seed must be an integer in [0, 2^63), got {seed}")
+    message = (
+        _DOMAIN
+        + seed.to_bytes(8, "little")
+        + draw_round.to_bytes(4, "little")
+        + name.encode("utf-8", "surrogatepass")
+    )
+    return int.from_bytes(hashlib.sha256(message).digest()[:8], "little")
+
+
+class DrawStream:
+    """Writes a tensor's draws, one run of elements at a time, into buffers of its own.
+
+    Args:
+        length: The most draws that one call of ``read`` is asked for.
+        device: Where the draws are computed; the bits do not depend on it.
+    """
+
+    BYTES = 6  # of buffers, for each draw of ``length``
+
+    def __init__(self, length: int, device: torch.device | str | None = None):
+        words = -(-length // LANES) + 1  # a run that starts inside a word ends inside another
+        self._multiples = torch.arange(words, dtype=torch.int64, device=device).mul_(_as_int64(_GAMMA))
+        self._words = torch.empty_like(self._multiples)
+        self._shifted = torch.empty_like(self._multiples)
+        self._fit(words)
+
+    def _fit(self, count: int) -> None:
+        # Runs mostly have one length: slicing the buffers only when it changes saves a tenth of the time.
+        self._count = count
+        self._views = (self._multiples[:count], self._words[:count], self._shifted[:count])
+        self._lanes = self._words[:count].view(torch.int16)
+
+    def read(self, key: int, start: int, stop: int) -> torch.Tensor:
+        """Return the draws of elements ``start`` to ``stop`` in the stream of this key.
+
+        Returns:
+            int16, shape (stop - start,): each draw minus 2^15, so that signed comparison orders draws. A view of this
+            object's buffer, valid until the next call.
+        """
+        first = start // LANES
+        count = -(-stop // LANES) - first
+        if count != self._count:
+            self._fit(count)
+        multiples, words, shifted = self._views
+        # Before output n of SplitMix64, its state is key + (n + 1) * gamma, modulo 2^64.
+        torch.add(multiples, _as_int64(key + (first + 1) * _GAMMA), out=words)
+        for shift, mask, factor in _MIX:
+            # torch shifts int64 arithmetically; the mask makes it the logical shift that the generator asks for.
+            torch.bitwise_right_shift(words, shift, out=shifted)
+            words.bitwise_xor_(shifted.bitwise_and_(mask))
+            if factor is not None:
+                words.mul_(factor)
+        skip = start - first * LANES
+        aligned = skip == 0 and stop - start == count * LANES
+        return self._lanes if aligned else self._lanes[skip : skip + stop - start]
+
+
+def draw(
+    start: int,
+    stop: int,
+    *,
+    seed: int = 0,
+    name: str = "",
+    draw_round: int = 0,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Return the draws of elements ``start`` to ``stop`` (row-major) of the tensor with this name.
+
+    Args:
+        start: First element, at least 0.
+        stop: One past the last element.
+        seed: The recipe's seed, in [0, 2^63).
+        name: The output tensor's name.
+        draw_round: 0 for the first draw, r for the r-th redraw.
+        device: Where to compute; the result does not depend on it.
+
+    Returns:
+        int32, shape (stop - start,), values in [0, 2^16).
+    """
+    stream = DrawStream(stop - start, device)
+    return stream.read(stream_key(seed, name, draw_round), start, stop).to(torch.int32) + (1 << (BITS - 1))

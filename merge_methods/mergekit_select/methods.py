@@ -1,0 +1,152 @@
+"""The two merge methods: their contract and parameters, and the step from mergekit's tensors to ``selection``.
+
+Importing this module makes both known to mergekit by name, for where the startup file has not done so.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, NoReturn
+
+import torch
+from mergekit.merge_methods import (
+    BasePolicy,
+    InputContract,
+    OptionalTensorPolicy,
+    PerInputValues,
+    PerNonBase,
+    TensorGroup,
+    merge_method,
+)
+from pydantic import PlainValidator
+
+from mergekit_select import _plugins, draws, selection
+from mergekit_select.errors import MergekitSelectError, ParameterError, TensorError, UnsupportedDtypeError
+
+_PAPER = "https://arxiv.org/abs/2410.03743"
+
+
+class _Whole(int):
+    """An integer parameter as mergekit resolves it.
+
+    mergekit reads a flat list as a gradient and interpolates between its validated values, turning ``seed: [2, 2]``
+    into 2 and ``[1, 2]`` into any number between. Values that refuse to be multiplied refuse the list.
+    """
+
+    parameter: str
+
+    def _refuse(self, _other: object) -> NoReturn:
+        raise ParameterError(
+            f"{self.parameter} must be one integer for the whole merge, got a list (mergekit would interpolate it); "
+            f"write {self.parameter}: {int(self)}"
+        )
+
+    __mul__ = __rmul__ = _refuse  # type: ignore[assignment]  # refusing is all these do
+
+
+def _whole(parameter: str, value: object, rule: str, fits: bool) -> int:
+    # A boolean is an int to Python; nobody means one here.
+    if isinstance(value, bool) or not isinstance(value, int) or not fits:
+        raise ParameterError(f"{parameter} must be {rule}, got {value!r}")
+    result = _Whole(value)
+    result.parameter = parameter
+    return result
+
+
+def _weight(value: object) -> float:
+    remedy = "give a number of at least 0, such as weight: 1"
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ParameterError(f"weight must be a finite number of at least 0, got {value!r}; {remedy}") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise ParameterError(f"weight must be a finite number of at least 0, got {value!r}; {remedy}")
+    return number
+
+
+def _seed(value: object) -> int:
+    fits = isinstance(value, int) and 0 <= value < draws.SEED_LIMIT
+    return _whole("seed", value, "an integer in [0, 2^63), such as seed: 0", fits)
+
+
+def _rounds(value: object) -> int | None:
+    if value is None:
+        return None
+    fits = isinstance(value, int) and value >= 1
+    return _whole("rounds", value, "an integer of at least 1, or left out to redraw until the value differs", fits)
+
+
+def _draws(value: object) -> int:
+    rule = f"{draws.VERSION}, the only version of the draws that this mergekit-select knows; upgrade it for a later one"
+    return _whole("draws", value, rule, value == draws.VERSION)
+
+
+Weight = Annotated[float, PlainValidator(_weight)]
+Seed = Annotated[int, PlainValidator(_seed)]
+Rounds = Annotated[int | None, PlainValidator(_rounds)]
+Draws = Annotated[int, PlainValidator(_draws)]
+
+
+@merge_method(
+    name="parameter_selection",
+    pretty_name="Parameter Selection",
+    reference_url=_PAPER,
+    contract=InputContract(base=BasePolicy.OPTIONAL, min_non_base=1),
+    optional_tensor_policy=OptionalTensorPolicy.PASSTHROUGH_SINGLETON,
+)
+def parameter_selection(
+    group: TensorGroup,
+    weight: PerNonBase[Weight] = 1.0,  # type: ignore[assignment]  # mergekit broadcasts a scalar default
+    seed: Seed = 0,
+    draws: Draws = 1,
+) -> torch.Tensor:
+    """Copy every parameter whole from one sub-model, drawn at random; see ``selection.select`` and docs/methods.md."""
+    return _apply(group, weight, seed)
+
+
+@merge_method(
+    name="parameter_selection_resampling",
+    pretty_name="Parameter Selection with Resampling",
+    reference_url=_PAPER,
+    contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),
+    optional_tensor_policy=OptionalTensorPolicy.PASSTHROUGH_SINGLETON,
+)
+def parameter_selection_resampling(
+    group: TensorGroup,
+    weight: PerNonBase[Weight] = 1.0,  # type: ignore[assignment]  # mergekit broadcasts a scalar default
+    seed: Seed = 0,
+    rounds: Rounds = None,
+    draws: Draws = 1,
+) -> torch.Tensor:
+    """Select, and draw again where the value equals the base's; see ``selection.resample`` and docs/methods.md."""
+    base = group.base
+    assert base is not None  # mergekit has enforced the contract
+    return _apply(group, weight, seed, base.tensor, rounds)
+
+
+def _apply(
+    group: TensorGroup,
+    weight: PerInputValues[float],
+    seed: int,
+    base: torch.Tensor | None = None,
+    rounds: int | None = None,
+) -> torch.Tensor:
+    entries = group.non_base
+    tensors = [entry.tensor for entry in entries]
+    weights = weight.values_for(entries)
+    name = group.metadata.name or ""
+    try:
+        if base is None:
+            return selection.select(tensors, weights=weights, seed=int(seed), name=name)
+        limit = None if rounds is None else int(rounds)
+        return selection.resample(tensors, base, weights=weights, rounds=limit, seed=int(seed), name=name)
+    except MergekitSelectError as error:
+        # Deeper down nobody knows which tensor this is.
+        place = f"tensor {name!r}" if name else "a tensor without a name"
+        kind = type(error) if isinstance(error, (ParameterError, TensorError)) else MergekitSelectError
+        raise kind(f"{place}, models {', '.join(str(entry.id) for entry in entries)}: {error}") from error
+
+
+_plugins.register_methods(parameter_selection, parameter_selection_resampling)
