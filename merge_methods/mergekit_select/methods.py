@@ -27,10 +27,10 @@ _PAPER = "https://arxiv.org/abs/2410.03743"
 
 
 class _Whole(int):
-    """An integer parameter as mergekit resolves it.
+    """An integer parameter that refuses to be interpolated.
 
-    mergekit reads a flat list as a gradient and interpolates between its validated values, turning ``seed: [2, 2]``
-    into 2 and ``[1, 2]`` into any number between. Values that refuse to be multiplied refuse the list.
+    mergekit takes a flat list for a gradient and interpolates between its validated values. The result is a float,
+    which is refused as such, save where no layers are involved: there ``seed: [2, 2]`` would become the integer 2.
     """
 
     parameter: str
@@ -47,7 +47,8 @@ class _Whole(int):
 def _whole(parameter: str, value: object, rule: str, fits: bool) -> int:
     # A boolean is an int to Python; nobody means one here.
     if isinstance(value, bool) or not isinstance(value, int) or not fits:
-        raise ParameterError(f"{parameter} must be {rule}, got {value!r}")
+        hint = " (mergekit makes such a number of a list)" if isinstance(value, float) else ""
+        raise ParameterError(f"{parameter} must be {rule}, got {value!r}{hint}")
     result = _Whole(value)
     result.parameter = parameter
     return result
