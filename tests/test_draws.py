@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from mergekit_select import draw
 from mergekit_select.draws import DrawStream, stream_key
 from mergekit_select.errors import ParameterError
@@ -48,7 +48,9 @@ def test_known_keys():
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS, NAMES, st.integers(0, 5), st.one_of(st.integers(0, 300), st.integers(2**32 - 9, 2**40)), st.integers(0, 50))
+@given(
+    SEEDS, NAMES, st.integers(0, 5), st.one_of(st.integers(0, 300), st.integers(2**32 - 9, 2**40)), st.integers(0, 50)
+)
 def test_draws_are_those_of_the_reference(seed, name, draw_round, start, count):
     found = draw(start, start + count, seed=seed, name=name, draw_round=draw_round)
     expected = [reference.draw(seed, name, draw_round, d) for d in range(start, start + count)]

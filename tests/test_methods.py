@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-import reference
 import torch
 import yaml
-from checkpoints import INTEGERS, finished, merge, merge_here, recipe, run, tensors_of
 from mergekit.merge_methods import TensorGroup, get, merge_state_dicts, merge_tensors
 from safetensors.torch import save_file
 
 import mergekit_select.methods
+import reference
+from checkpoints import INTEGERS, finished, merge, merge_here, recipe, run, tensors_of
 from mergekit_select.errors import ParameterError, TensorError
 
 METHODS = ["parameter_selection", "parameter_selection_resampling"]
@@ -143,7 +143,9 @@ NUMBER = "weight must be a finite number of at least 0, got {}; give a number of
 SEED = "seed must be an integer in [0, 2^63), such as seed: 0, got {}"
 ROUNDS = "rounds must be an integer of at least 1, or left out to redraw until the value differs, got {}"
 HINT = " (mergekit makes such a number of a list)"
-DRAWS = "draws must be 1, the only version of the draws that this mergekit-select knows; upgrade it for a later one, got {}"
+DRAWS = (
+    "draws must be 1, the only version of the draws that this mergekit-select knows; upgrade it for a later one, got {}"
+)
 
 
 @pytest.mark.parametrize(

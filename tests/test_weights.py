@@ -5,10 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-import reference
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+import reference
 from mergekit_select.errors import ParameterError
 from mergekit_select.weights import slots, thresholds
 

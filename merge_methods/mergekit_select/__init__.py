@@ -1,16 +1,15 @@
 """Parameter selection and resampling as merge methods for mergekit.
 
-The names below are resolved when first used, so that importing this package imports neither torch nor mergekit.
+The names below are resolved when first used: a startup file imports this package at the start of every interpreter,
+where even `typing` or `importlib` would take several milliseconds.
 """
-
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mergekit_select.draws import draw
     from mergekit_select.errors import MergekitSelectError
     from mergekit_select.selection import Drawn, drawn, resample, select
@@ -27,7 +26,9 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

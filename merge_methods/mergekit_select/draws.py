@@ -59,10 +59,7 @@ def stream_key(seed: int, name: str, draw_round: int = 0) -> int:
     if not 0 <= seed < SEED_LIMIT:
         raise ParameterError(f"seed must be an integer in [0, 2^63), got {seed}")
     message = (
-        _DOMAIN
-        + seed.to_bytes(8, "little")
-        + draw_round.to_bytes(4, "little")
-        + name.encode("utf-8", "surrogatepass")
+        _DOMAIN + seed.to_bytes(8, "little") + draw_round.to_bytes(4, "little") + name.encode("utf-8", "surrogatepass")
     )
     return int.from_bytes(hashlib.sha256(message).digest()[:8], "little")
 

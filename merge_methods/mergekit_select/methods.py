@@ -21,7 +21,7 @@ from mergekit.merge_methods import (
 from pydantic import PlainValidator
 
 from mergekit_select import _plugins, draws, selection
-from mergekit_select.errors import MergekitSelectError, ParameterError, TensorError, UnsupportedDtypeError
+from mergekit_select.errors import MergekitSelectError, ParameterError, TensorError
 
 _PAPER = "https://arxiv.org/abs/2410.03743"
 
@@ -41,7 +41,7 @@ class _Whole(int):
             f"write {self.parameter}: {int(self)}"
         )
 
-    __mul__ = __rmul__ = _refuse  # type: ignore[assignment]  # refusing is all these do
+    __mul__ = __rmul__ = _refuse
 
 
 def _whole(parameter: str, value: object, rule: str, fits: bool) -> int:

@@ -23,8 +23,8 @@ from mergekit_select.draws import BITS, DrawStream, stream_key
 from mergekit_select.errors import ParameterError, TensorError, UnsupportedDtypeError
 from mergekit_select.weights import slots, thresholds
 
-# Elements handled at once. On a processor, 2^17 of 16 bits with their buffers fit 2 MiB of L2 cache, and the interpreter
-# takes a tenth of the time (measured); an accelerator has kernel launches to make up for.
+# Elements handled at once. On a processor 2^17 were best (measured): about what 2 MiB of L2 cache hold with their
+# buffers, while the interpreter takes a tenth of the time. An accelerator has kernel launches to make up for.
 _CHUNK_CPU = 1 << 17
 _CHUNK_ACCELERATOR = 1 << 20
 # Chunks and threads become fewer until the buffers fit in these bytes, of one thread and of all.
@@ -159,7 +159,7 @@ class _Plan:
         rounds: The most redraws; None for until the value differs.
         keys: The draws' key in each round.
         chunk: Elements handled at once.
-        threads: How many chunks at once.
+        threads: How many threads of the pool share the chunks; 0 if the calling thread does them all.
     """
 
     like: torch.Tensor
@@ -216,18 +216,21 @@ def _plan(
 
 
 def _share(like: torch.Tensor, element_bytes: int) -> tuple[int, int]:
-    """Return how many elements to handle at once in one thread, and in how many threads."""
+    """Return how many elements to handle at once, and in how many threads of the pool; 0 for the calling thread."""
     size = max(1, like.numel())
     if like.device.type != "cpu":
         chunk = _CHUNK_ACCELERATOR
         while chunk * element_bytes > _BUFFER_BYTES:
             chunk //= 2
-        return min(chunk, size), 1
+        return min(chunk, size), 0
     chunk = _CHUNK_CPU
     while chunk * element_bytes > _WORKER_BYTES:
         chunk //= 2
+    threads = torch.get_num_threads()
     # Without OpenMP, torch has one number of threads for the whole process, which is not ours to change.
-    threads = torch.get_num_threads() if size >= _SHARED_FROM and torch.backends.openmp.is_available() else 1
+    openmp: bool = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]  # torch's omission
+    if size < _SHARED_FROM or threads == 1 or not openmp:
+        return min(chunk, size), 0
     chunk = min(chunk, -(-size // threads))
     return chunk, min(threads, _BUFFER_BYTES // (chunk * element_bytes), -(-size // chunk))
 
@@ -243,7 +246,7 @@ def _run(plan: _Plan) -> torch.Tensor:
         for start in starts:
             worker.merge(start, flat[start : start + plan.chunk])
 
-    if plan.threads == 1 and torch.get_num_threads() == 1 or len(flat) < _SHARED_FROM or flat.device.type != "cpu":
+    if plan.threads == 0:
         work()
         return merged
     pool = _pool(torch.get_num_threads())

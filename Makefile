@@ -1,0 +1,40 @@
+# Two commands set everything up, each in a virtual environment of its own making: `make merge` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STUDY := PYTHONPATH=examples $(BIN)/python -m order_study
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: merge test lint types clean
+
+# Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
+merge: $(VENV)/installed
+	$(STUDY) train --out models
+	$(BIN)/mergekit-yaml recipes/average.yml models/average --quiet
+	$(BIN)/mergekit-yaml recipes/select.yml out --quiet
+	$(BIN)/mergekit-yaml recipes/resample.yml models/resample --quiet
+	$(STUDY) compare base=./models/base order-1=./models/order-1 order-2=./models/order-2 order-3=./models/order-3 \
+		average=./models/average selection=./out resampling=./models/resample
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-test
+	$(BIN)/mypy
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) models out

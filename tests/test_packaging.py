@@ -1,0 +1,215 @@
+"""What `pip install` leaves in an environment, and `pip uninstall` takes away again.
+
+Wheels are built from a copy of the checkout, and installed into virtual environments that borrow mergekit and
+torch from the one that runs the tests, through a path in a .pth file. Python reads no startup files there, so
+those of the running environment cannot stand in for what is tested.
+"""
+
+import configparser
+import email
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "merge_methods" / "mergekit_select"
+OWN = ["parameter_selection", "parameter_selection_resampling"]
+STARTUP = {"mergekit_select.pth", "mergekit_select.start"}
+
+
+def run(command: Sequence[str | Path], folder: Path, **variables: str) -> str:
+    ours = ("PYTHON", "MERGEKIT", "PIP_")
+    kept = {key: os.environ[key] for key in os.environ if not key.startswith(ours)}
+    result = subprocess.run(
+        command,
+        env=kept | {"PYTHONDONTWRITEBYTECODE": "1"} | variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def pip(*arguments: str | Path, python: Path | None = None, folder: Path = ROOT) -> str:
+    target: list[str | Path] = ["--python", python] if python else []
+    options = ["--disable-pip-version-check", "--quiet"]
+    return run([sys.executable, "-m", "pip", *options, *target, *arguments], folder)
+
+
+def build(command: str, source: Path, place: Path) -> Path:
+    """Build a wheel, or a source distribution, in this environment and without network."""
+    if command == "sdist":
+        run([sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", place], source)
+    else:
+        options = ["--no-build-isolation", "--no-deps", "--no-index"]
+        pip("wheel", *options, "--wheel-dir", place, source, folder=place)
+    (built,) = place.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    no_caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SOURCE.parent, folder / SOURCE.parent.name, ignore=no_caches)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", checkout, tmp_path_factory.mktemp("wheel"))
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+# ---- the wheel
+
+
+def test_wheel_holds_the_package_the_startup_files_and_metadata(wheel: Path) -> None:
+    info = wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"
+    files = [path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.is_file()]
+    modules = {f"mergekit_select/{path.as_posix()}" for path in files if path.suffix == ".py"}
+    described = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+    metadata = {f"{info}/{name}" for name in described}
+    assert set(contents(wheel)) == modules | {"mergekit_select/py.typed"} | STARTUP | metadata
+
+
+def test_startup_files_come_through_unchanged(wheel: Path) -> None:
+    files = contents(wheel)
+    for name in STARTUP:
+        assert files[name] == (SOURCE.parent / name).read_bytes()
+
+
+def test_metadata(wheel: Path) -> None:
+    files = contents(wheel)
+    texts = {name.partition(".dist-info/")[2]: content.decode() for name, content in files.items()}
+    metadata = email.message_from_string(texts["METADATA"])
+    assert metadata["Name"] == "mergekit-select"
+    assert metadata["Version"] == wheel.name.split("-")[1]
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert "mergekit<0.2,>=0.1.5" in metadata.get_all("Requires-Dist", [])
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text()
+    entries = configparser.ConfigParser()
+    entries.read_string(texts["entry_points.txt"])
+    group = entries["mergekit.merge_methods"]
+    assert dict(group) == {name: f"mergekit_select.methods:{name}" for name in OWN}
+
+
+def test_source_distribution_gives_the_same_wheel(
+    checkout: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    archive = build("sdist", checkout, tmp_path_factory.mktemp("sdist"))
+    assert archive.name == wheel.name.removesuffix("-py3-none-any.whl") + ".tar.gz"
+    again = build("wheel", archive, tmp_path_factory.mktemp("wheel"))
+    assert again.name == wheel.name
+    assert contents(again) == contents(wheel)
+
+
+# ---- installed
+
+
+class Environment:
+    """A virtual environment without pip and, unless it borrows, without a single package."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+        self.folder = folder
+        scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+        self.python = scripts / Path(sys.executable).name
+        self.python = self.python if self.python.exists() else scripts / "python"
+        self.site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+        self.loan = self.site_packages / "borrowed.pth"
+        (self.site_packages / "kept.txt").touch()  # pip would remove the folder along with the last package
+
+    def borrow(self) -> None:
+        """Make the packages of the running environment importable."""
+        paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+        self.loan.write_text("\n".join(paths) + "\n")
+
+    def give_back(self) -> None:
+        self.loan.unlink()
+
+    def files(self) -> set[str]:
+        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*")}
+
+    def run(self, code: str, **variables: str) -> str:
+        return run([self.python, "-c", code], self.folder, HF_HUB_OFFLINE="1", **variables)
+
+
+STARTED = """
+import sys
+print([type(finder).__module__ for finder in sys.meta_path].count("mergekit_select._startup"))
+"""
+# What `mergekit-pytorch` runs is mergekit.scripts.merge_raw_pytorch:main, after just this import.
+METHODS = """
+from mergekit.scripts.merge_raw_pytorch import merge_methods
+import mergekit_select
+print(*(method.spec.name for method in merge_methods.registered_methods()))
+print(mergekit_select.__file__)
+"""
+
+
+@pytest.mark.parametrize("form", ["wheel", "editable"])
+def test_install_and_uninstall(form: str, wheel: Path, checkout: Path, tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "environment")
+    before = environment.files()
+    if form == "wheel":
+        pip("install", "--no-deps", "--no-index", wheel, python=environment.python)
+        home = environment.site_packages
+        beside: set[str] = set()
+    else:
+        # Borrowed for hatchling. With it comes the running environment's mergekit-select: not to be touched.
+        environment.borrow()
+        options = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
+        pip("install", *options, "--editable", checkout, python=environment.python)
+        environment.give_back()
+        home = checkout / "merge_methods"
+        beside = {"_editable_impl_mergekit_select.pth"}
+    installed = {path.name for path in environment.site_packages.iterdir()}
+    assert {name for name in installed if name.endswith((".pth", ".start"))} == STARTUP | beside
+    assert environment.run(STARTED) == "1\n"
+
+    environment.borrow()
+    names, place = environment.run(METHODS).splitlines()
+    environment.give_back()
+    assert names.split()[-2:] == OWN
+    assert place == str(home / "mergekit_select" / "__init__.py")
+
+    pip("uninstall", "--yes", "mergekit-select", python=environment.python)
+    assert environment.files() == before
+    assert environment.run(STARTED) == "0\n"
+
+
+def test_borrowed_packages_bring_no_startup_file(tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "environment")
+    environment.borrow()
+    assert environment.run(STARTED) == "0\n"
+
+
+def test_target_folder_starts_nothing_and_works_by_import(wheel: Path, tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "environment")
+    folder = tmp_path / "target"
+    pip("install", "--no-deps", "--no-index", "--target", folder, wheel, python=environment.python)
+    environment.borrow()
+    code = "import mergekit_select.methods\nfrom mergekit.merge_methods import registered_methods\n"
+    code += "print(*(method.spec.name for method in registered_methods()), mergekit_select.__file__)"
+    started, methods = environment.run(STARTED + code, PYTHONPATH=str(folder)).splitlines()
+    assert started == "0"
+    assert methods.split()[-3:] == [*OWN, str(folder / "mergekit_select" / "__init__.py")]
