@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STUDY := PYTHONPATH=examples $(BIN)/python -m order_study
+STUDY := $(BIN)/python examples/order_study
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: merge test lint types clean
 
 # Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
 merge: $(VENV)/installed
-	$(STUDY) train --out models
+	$(STUDY) train
 	$(BIN)/mergekit-yaml recipes/average.yml models/average --quiet
 	$(BIN)/mergekit-yaml recipes/select.yml out --quiet
 	$(BIN)/mergekit-yaml recipes/resample.yml models/resample --quiet
