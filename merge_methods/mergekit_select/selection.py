@@ -140,7 +140,7 @@ def drawn(
     Raises:
         MergekitSelectError: As for ``select`` and ``resample``.
     """
-    return _trace(_plan(tensors, base, weights, rounds, seed, name))
+    return _trace(_plan(tensors, base, weights, rounds, seed, name), len(tensors))
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork leaves the threads behind
 
 
-def _trace(plan: _Plan) -> Iterator[Drawn]:
+def _trace(plan: _Plan, given: int) -> Iterator[Drawn]:
     like, device = plan.like, plan.like.device
     positions = torch.tensor([*plan.positions, -1], dtype=torch.int16, device=device)
     worker = _Worker(plan)
@@ -294,13 +294,15 @@ def _trace(plan: _Plan) -> Iterator[Drawn]:
             first = torch.full(values.shape, len(plan.slots) - 1, dtype=torch.int16, device=device)
             worker.fit(len(values))
             for k, mask in worker.draw_first(start):
-                first.masked_fill_(mask.bool(), k)
+                _point(first, mask, k)
             among_differing = worker.base is not None and plan.rounds is None
             chosen = torch.full_like(first, -1) if among_differing else first.clone()
             worker.merge(start, values, chosen)
             if worker.base is not None:
                 chosen.masked_fill_(values == worker.base.read(start, start + len(values)), -1)
-        yield Drawn(start, positions[first.long()], positions[chosen.long()])
+        if len(plan.positions) < given:  # looking up is slow, and mostly nothing would change
+            first, chosen = positions[first.long()], positions[chosen.long()]
+        yield Drawn(start, first, chosen)
 
 
 class _Buffers:
@@ -431,12 +433,17 @@ class _Worker:
         narrow = self.plan.element != self.plan.lane
         for k, mask in masks:
             if index is not None:
-                index.masked_fill_(mask.bool(), k)
+                _point(index, mask, k)
             torch.sub(self._read(k, start), chosen, out=change)
             factor = self.buffers.factor.copy_(mask) if narrow else mask
             chosen = torch.addcmul(chosen, change, factor, out=out)
         if chosen is not out:
             out.copy_(chosen)
+
+
+def _point(index: torch.Tensor, mask: torch.Tensor, position: int) -> None:
+    """Set an int16 index to a position where the mask is 1; masked_fill_ would mispredict branches."""
+    index.addcmul_(position - index, mask.to(torch.int16))
 
 
 class _Flat:
