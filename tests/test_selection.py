@@ -91,7 +91,7 @@ def test_results_and_origins_are_those_of_the_reference(weights, dtype, with_bas
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rounds", [None, 1, 2])
-def test_large_sums_of_slots_wrap_to_the_right_result(dtype, rounds):
+def test_large_sums_of_slots_give_the_right_result(dtype, rounds):
     weights = [0.7, 0.1, 0.15, 0.05]  # 65,535 slots in all, 45,874 of the first
     tensors, base = inputs(4, (300,), dtype, distinct=2)
     merged = resample(tensors, base, weights=weights, rounds=rounds)

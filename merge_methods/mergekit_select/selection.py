@@ -33,7 +33,7 @@ _BUFFER_BYTES = 48 << 20
 # With fewer elements, torch runs every operation in one thread, and starting others does not pay.
 _SHARED_FROM = 1 << 15
 
-_HALF = 1 << (BITS - 1)  # draws and sums of slots are kept minus this, in the range of int16
+_HALF = 1 << (BITS - 1)  # draws are kept minus this, to fit int16
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # (position among the drawable sub-models, mask of 0 and 1), by descending position
@@ -155,7 +155,6 @@ class _Plan:
         element: Integer dtype of the elements.
         lane: Integer dtype of draws and masks.
         slots: Of the sub-models that can be drawn; see ``weights.slots``.
-        steps: The slots as the lanes' dtype can hold them; sums in int16 wrap to the right result.
         thresholds: See ``weights.thresholds``.
         rounds: The most redraws; None for until the value differs.
         keys: The draws' key in each round.
@@ -170,7 +169,6 @@ class _Plan:
     element: torch.dtype
     lane: torch.dtype
     slots: tuple[int, ...]
-    steps: tuple[int, ...]
     thresholds: tuple[int, ...]
     rounds: int | None
     keys: tuple[int, ...]
@@ -198,8 +196,10 @@ def _plan(
         rounds = None  # drawing all of them, one by one, has the law of drawing among those that differ
     like = tensors[0]
     element = _INTEGERS[like.element_size()]
-    # Draws need 16 bits. Wider elements take masks of their own width, which spares a conversion per sub-model.
-    lane = max(element, torch.int16, key=lambda dtype: dtype.itemsize)
+    # Draws and sums of slots need 16 bits, large sums 17. Where elements have as many, masks of the elements' own width
+    # spare a conversion per sub-model.
+    sums = torch.int16 if sum(drawable) < _HALF else torch.int32
+    lane = max(element, sums, key=lambda dtype: dtype.itemsize)
     chunk, threads = _share(like, _Buffers.element_bytes(element, lane, len(drawable), base is not None, rounds))
     return _Plan(
         like=like,
@@ -209,7 +209,6 @@ def _plan(
         element=element,
         lane=lane,
         slots=drawable,
-        steps=tuple(n - (1 << BITS) if n >= _HALF and lane == torch.int16 else n for n in drawable),
         thresholds=thresholds(drawable),
         rounds=rounds,
         keys=tuple(stream_key(seed, name, r) for r in range(1 + (rounds or 0))),
@@ -320,10 +319,10 @@ class _Buffers:
         self.strided = (buffer(plan.element), buffer(plan.element))
         if plan.base is not None:
             self.strided_base = buffer(plan.element)
-            self.nothing = torch.tensor(-_HALF, dtype=plan.lane, device=plan.like.device)
+            self.nothing = torch.tensor(0, dtype=plan.lane, device=plan.like.device)
             self.reach = [buffer(plan.lane) for _ in plan.slots]
             self.target, self.mark = buffer(plan.lane), buffer(plan.lane)
-            self.product, self.sum = buffer(torch.int32), buffer(torch.int32)
+            self.product = buffer(torch.int32 if sum(plan.slots) < _HALF else torch.int64)  # 16 bits by 15 or 16
         self.undrawn = [buffer(plan.lane) for _ in plan.slots] if plan.rounds is not None else []
 
     @staticmethod
@@ -333,7 +332,7 @@ class _Buffers:
         """Return the bytes for each element of a chunk."""
         result = DrawStream.BYTES + 2 * lane.itemsize + 4 * element.itemsize
         if has_base:
-            result += element.itemsize + (2 + sub_models) * lane.itemsize + 2 * torch.int32.itemsize
+            result += element.itemsize + (2 + sub_models) * lane.itemsize + torch.int64.itemsize
         if rounds is not None:
             result += sub_models * lane.itemsize
         return result
@@ -405,16 +404,13 @@ class _Worker:
         buffers = self.buffers
         target, mask, product = buffers.target, buffers.mask, buffers.product
         reach = buffers.nothing
-        for k, step in enumerate(self.plan.steps):
+        for k, count in enumerate(self.plan.slots):
             # Kept for each sub-model: with a running sum the marks would be needed a second time.
-            reach = torch.add(reach, mark(k), alpha=step, out=buffers.reach[k])
+            reach = torch.add(reach, mark(k), alpha=count, out=buffers.reach[k])
         product.copy_(self._read_lanes(draw_round, start)).add_(_HALF)
-        product.mul_(buffers.sum.copy_(reach).add_(_HALF))
-        # 16 by 16 bits: int32 wraps, but its upper half is right, and is the target if read without sign.
-        target.copy_(product.bitwise_right_shift_(BITS))
+        target.copy_(product.mul_(reach).bitwise_right_shift_(BITS))
         if settled is not None:
-            target.bitwise_or_(settled.neg_())  # all bits set is the greatest target, which nothing exceeds
-        target.bitwise_xor_(-_HALF)  # less 2^15, as reach is
+            target.bitwise_or_(settled.mul_(torch.iinfo(target.dtype).max))  # which nothing exceeds
         for k in reversed(range(len(self.plan.slots))):
             yield k, torch.gt(buffers.reach[k], target, out=mask)
 
