@@ -144,6 +144,17 @@ def merge_here(tmp_path: Path, config: dict, name="out", **options) -> Path:
     return tmp_path / name
 
 
+def run_here(command: str, *arguments) -> None:
+    """Call what a console script calls, in this process: seconds faster than `run`."""
+    from importlib.metadata import entry_points
+
+    from mergekit.io.tasks import LoaderCache
+
+    LoaderCache.loaders.clear()
+    (script,) = entry_points(group="console_scripts", name=command)
+    script.load().main(args=[str(argument) for argument in arguments], prog_name=command, standalone_mode=False)
+
+
 def finished(folder: Path) -> bool:
     """Whether a folder looks like a model: a config, or weights under the name that transformers loads."""
     return any(
