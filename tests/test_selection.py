@@ -173,7 +173,7 @@ def test_equality_with_the_base_is_equality_of_bits():
         assert d.chosen.tolist() == [-1]
 
 
-SIZE = 1 << 18  # several chunks, several threads
+SIZE = 3 << 17  # several chunks, several threads
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +306,7 @@ def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large, scale)
 @pytest.mark.parametrize("rounds", [None, 1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_and_chunks_change_no_bit(dtype, rounds, monkeypatch):
-    tensors, base = inputs(5, (3 * 2**15 + 7,), dtype)
+    tensors, base = inputs(5, (3 * 2**17 + 7,), dtype)
     threads = torch.get_num_threads()
     expected = select(tensors), resample(tensors, base, rounds=rounds)
     for chunk, number in [(1 << 17, 1), (1 << 14, 1), (1 << 14, 3), (12, 2), (4100, 5)]:

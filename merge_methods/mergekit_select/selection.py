@@ -30,8 +30,10 @@ _CHUNK_ACCELERATOR = 1 << 20
 # Chunks and threads become fewer until the buffers fit in these bytes, of one thread and of all.
 _WORKER_BYTES = 8 << 20
 _BUFFER_BYTES = 48 << 20
-# With fewer elements, torch runs every operation in one thread, and starting others does not pay.
-_SHARED_FROM = 1 << 15
+# Fewer elements are merged in the calling thread, since handing chunks to others takes longer than it saves; in chunks
+# so small that torch does not share single operations among its threads either.
+_SHARED_FROM = 1 << 18
+_UNSHARED_CHUNK = (1 << 15) - 4
 
 _HALF = 1 << (BITS - 1)  # draws are kept minus this, to fit int16
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -231,8 +233,10 @@ def _share(like: torch.Tensor, element_bytes: int) -> tuple[int, int]:
     threads = torch.get_num_threads()
     # Without OpenMP, torch has one number of threads for the whole process, which is not ours to change.
     openmp: bool = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]  # torch's omission
-    if size < _SHARED_FROM or threads == 1 or not openmp:
+    if threads == 1 or not openmp:
         return min(chunk, size), 0
+    if size < _SHARED_FROM:
+        return min(chunk, size, _UNSHARED_CHUNK), 0
     chunk = min(chunk, -(-size // threads))
     return chunk, min(threads, _BUFFER_BYTES // (chunk * element_bytes), -(-size // chunk))
 
