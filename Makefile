@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STUDY := $(BIN)/python examples/order_study
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: merge test lint types clean
+.PHONY: merge test lint types bench clean
 
 # Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
 merge: $(VENV)/installed
@@ -25,6 +25,15 @@ lint: $(VENV)/installed-test
 
 types: $(VENV)/installed-test
 	$(BIN)/mypy
+
+# Both benchmarks, and the budgets beside their figures: docs/performance.md says how long it takes.
+BENCH_OUT ?= runs/bench
+BENCH_SCRATCH ?= runs/bench-scratch
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plot]'
+	$(BIN)/python benchmarks/kernel.py --out $(BENCH_OUT)
+	$(BIN)/python benchmarks/whole_process.py --scratch $(BENCH_SCRATCH) --out $(BENCH_OUT)
+	$(BIN)/python benchmarks/budgets.py $(BENCH_OUT)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

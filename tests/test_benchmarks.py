@@ -1,0 +1,127 @@
+"""The benchmarks run, and what they write is complete. They check results themselves; no time is asserted here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RESAMPLING = "parameter_selection_resampling"
+OURS = ["parameter_selection", RESAMPLING, *(f"{RESAMPLING}, rounds {rounds}" for rounds in (1, 2, 3))]
+MERGEKITS = ["linear", "task_arithmetic", "dare_linear", "dare_ties", "ties"]
+FLOOR = "benchmark_floor"
+
+
+class Finished(NamedTuple):
+    folder: Path
+    kernel: dict[str, Any]
+    processes: dict[str, Any]
+
+
+def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(BENCHMARKS / program), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    out = tmp_path_factory.mktemp("benchmarks")
+    both = (
+        start("kernel.py", "--tiny", "--out", out),
+        start("whole_process.py", "--tiny", "--method", RESAMPLING, "--scratch", out / "scratch", "--out", out),
+    )
+    for process in both:  # they run at once: no time counts, so they may be in each other's way
+        end(process)
+    end(start("budgets.py", out))
+    kernel, processes = (json.loads((out / f"{name}.json").read_text()) for name in ("kernel", "whole_process"))
+    return Finished(out, kernel, processes)
+
+
+def test_every_contestant_ran_in_the_first_case(finished):
+    first = finished.kernel["cases"][0]
+    names = [timing["contestant"] for timing in first["timings"]]
+    assert sorted(names) == sorted(["copy of one tensor", *OURS, *MERGEKITS, "naive torch"])
+    assert first["skipped"] == {}
+
+
+def test_every_timing_is_complete(finished):
+    for case in finished.kernel["cases"]:
+        by_name = {timing["contestant"]: timing for timing in case["timings"]}
+        linear, copy = (by_name[name]["seconds"]["median"] for name in ("linear", "copy of one tensor"))
+        for timing in by_name.values():
+            seconds = timing["seconds"]
+            assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"]
+            assert seconds["runs"] == len(timing["all_seconds"]) == 2
+            assert timing["times_as_fast_as_linear"] == linear / seconds["median"]
+            assert timing["times_a_copy"] == seconds["median"] / copy
+            assert timing["elements_per_second"] == case["case"]["elements"] / seconds["median"]
+
+
+def test_beside_a_busy_process_ours_run_and_linear(finished):
+    busy = [case for case in finished.kernel["cases"] if case["case"]["busy"]]
+    assert len(busy) == 1
+    assert {timing["contestant"] for timing in busy[0]["timings"]} == {"copy of one tensor", "linear", *OURS}
+    assert set(busy[0]["skipped"]) == {*MERGEKITS, "naive torch"} - {"linear"}
+
+
+def test_peak_memory_is_measured(finished):
+    assert [peak["contestant"] for peak in finished.kernel["memory"]] == ["copy of one tensor", "parameter_selection"]
+    copy, selection = (peak["peak_bytes"] for peak in finished.kernel["memory"])
+    assert copy < selection
+
+
+def test_whole_processes_are_measured_against_the_floor(finished):
+    floor, resampling = finished.processes["methods"]
+    assert (floor["method"], resampling["method"]) == (FLOOR, RESAMPLING)
+    for what, ratio in (("wall_seconds", "wall"), ("cpu_seconds", "cpu"), ("peak_bytes", "peak")):
+        assert floor[what]["median"] > 0
+        assert floor[f"{ratio}_over_floor"] == 1
+        assert resampling[f"{ratio}_over_floor"] == resampling[what]["median"] / floor[what]["median"]
+
+
+def test_results_say_which_machine(finished):
+    for results in (finished.kernel, finished.processes):
+        machine = results["machine"]
+        assert machine["cores"] >= 1
+        assert machine["memory_gib"] > 0
+        assert {"cpu", "system", "python", "torch", "mergekit", "mergekit-select"} <= set(machine)
+
+
+def test_tables(finished):
+    kernel, processes, budgets = (
+        (finished.folder / f"{name}.md").read_text(encoding="utf-8") for name in ("kernel", "whole_process", "budgets")
+    )
+    for name in [*OURS, *MERGEKITS, "naive torch"]:
+        assert f"| {name} |" in kernel
+    assert f"| {RESAMPLING} |" in processes
+    rows = budgets.splitlines()[2:]
+    assert len(rows) == 7
+    # the tiny run has no case of one thread, and no whole process of selection
+    assert [row.endswith("| not measured yet |") for row in rows] == [False, False, False, False, True, False, True]
+
+
+def test_budgets_without_results_are_not_measured(tmp_path):
+    end(start("budgets.py", tmp_path))
+    rows = (tmp_path / "budgets.md").read_text(encoding="utf-8").splitlines()[2:]
+    assert all(row.endswith("| not measured yet |") for row in rows)
+
+
+def test_a_plot_is_drawn(finished):
+    pytest.importorskip("matplotlib")
+    assert (finished.folder / "kernel.png").read_bytes().startswith(b"\x89PNG")
