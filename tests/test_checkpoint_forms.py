@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -300,7 +301,7 @@ def test_added_tokens_with_the_tokenizer_of_the_base(llamas, tmp_path, method):
 @shows(
     "Checkpoints",
     "different vocabularies, `tokenizer: {source: union}`",
-    note="mergekit orders the tokens by Python's hash seed: set `PYTHONHASHSEED`, or get other bits each time",
+    note="mergekit orders the tokens by Python's hashes, anew in every run; `PYTHONHASHSEED` helps from Python 3.12 on",
 )
 @both_methods
 def test_the_union_of_vocabularies_under_a_fixed_hash_seed(llamas, tmp_path, method):
@@ -316,7 +317,8 @@ def test_the_union_of_vocabularies_under_a_fixed_hash_seed(llamas, tmp_path, met
         out = tmp_path / name
         base_tensors, *tensors = aligned(out, llamas.base, subs)
         expectation.assert_same(expectation.read(out), wanted(method, base_tensors, tensors))
-    if method == SELECTION:
+    # Before Python 3.12 the hash of None, which is part of a model's, is an address: no hash seed fixes the order.
+    if method == SELECTION and sys.version_info >= (3, 12):
         assert vocabulary(tmp_path / "out") == vocabulary(tmp_path / "again")
         expectation.assert_same(expectation.read(tmp_path / "again"), expectation.read(tmp_path / "out"))
     assert_loads(out)

@@ -382,6 +382,12 @@ def test_buffers_stay_within_their_budget(sub_models, dtype, rounds, threads, mo
             ParameterError,
             "rounds must be at least 1, got 0; leave it out to redraw until the value differs",
         ),
+        (lambda t: select(["x"]), TensorError, "selection takes dense tensors, got str; convert it before"),
+        (
+            lambda t: resample([t], t.to_sparse()),
+            TensorError,
+            "selection takes dense tensors, got torch.sparse_coo; convert it before",
+        ),
         (lambda t: select([t], seed=-1), ParameterError, "seed must be an integer in [0, 2^63), got -1"),
         (
             lambda t: select([t.int()]),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -492,11 +492,15 @@ def _cross_off(masks: _Masks, undrawn: Sequence[torch.Tensor]) -> _Masks:
         yield k, mask
 
 
-def _require_alike(inputs: Iterable[torch.Tensor], count: int) -> None:
+def _require_alike(inputs: Sequence[torch.Tensor], count: int) -> None:
     """Raise unless there is a sub-model and all inputs have one shape, device and supported dtype."""
     if count == 0:
         raise TensorError("selection needs the tensor of at least one sub-model, got none")
     first, *others = inputs
+    for tensor in inputs:
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            kind = str(tensor.layout) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise TensorError(f"selection takes dense tensors, got {kind}; convert it before")
     packed = getattr(torch, "float4_e2m1fn_x2", None)  # two values in an element: no parameter to copy whole
     if not first.dtype.is_floating_point or first.dtype == packed:
         raise UnsupportedDtypeError(
