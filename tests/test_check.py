@@ -263,6 +263,54 @@ def lora_without_a_cache(llamas, tmp):
     return Case("lora-cache", recipe(SELECT, llamas.base, [f"{llamas.base}+{adapter}"]))
 
 
+def write_adapter(folder: Path, rows: int = 48, **settings: Any) -> Path:
+    """Save what peft saves for a LoRA of one layer's up_proj of the Llamas here."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"], **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    up = "base_model.model.model.layers.0.mlp.up_proj"
+    tensors = {f"{up}.lora_A.weight": torch.ones(2, 32), f"{up}.lora_B.weight": torch.ones(rows, 2)}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def lora_case(kind: str, llamas, tmp, adapter: Path) -> Case:
+    config = recipe(SELECT, llamas.base, [f"{llamas.base}+{adapter}", llamas.subs[1]])
+    return Case(kind, config, None, {"lora_merge_cache": str(tmp / "cache")})
+
+
+@case
+def lora_without_weights(llamas, tmp):
+    adapter = write_adapter(tmp / "adapter")
+    (adapter / "adapter_model.safetensors").unlink()
+    return lora_case("model-missing", llamas, tmp, adapter)
+
+
+@case
+def lora_config_that_is_no_json(llamas, tmp):
+    adapter = write_adapter(tmp / "adapter")
+    (adapter / "adapter_config.json").write_text("{")
+    return lora_case("model-unreadable", llamas, tmp, adapter)
+
+
+@case
+def lora_config_without_a_type(llamas, tmp):
+    adapter = write_adapter(tmp / "adapter")
+    (adapter / "adapter_config.json").write_text('{"r": 2}')
+    return lora_case("lora-invalid", llamas, tmp, adapter)
+
+
+@case
+def lora_of_another_width(llamas, tmp):
+    config = recipe(SELECT, llamas.base, [f"{llamas.base}+{write_adapter(tmp / 'adapter', rows=56)}", llamas.subs[1]])
+    return Case("lora-invalid", config, None, {"lora_merge_cache": str(tmp / "cache")})
+
+
+@case
+def lora_of_another_rank(llamas, tmp):
+    return lora_case("lora-invalid", llamas, tmp, write_adapter(tmp / "adapter", r=5))
+
+
 @case
 def lora_cache_left_unfinished(llamas, tmp):
     from mergekit.common import ModelReference
@@ -287,6 +335,25 @@ def mistral_among_llamas(llamas, tmp):
 def fewer_layers(llamas, tmp):
     folder = variant(llamas.subs[0], tmp / "sub", {"num_hidden_layers": 2})
     return Case("layers-differ", recipe(SELECT, llamas.base, [folder]))
+
+
+def sources_of(first: int, end: int, *models: Path) -> dict:
+    return {"sources": [{"model": str(model), "layer_range": [first, end]} for model in models]}
+
+
+@case
+def more_sources_in_the_last_slice(llamas, tmp):
+    one, other, _ = llamas.subs
+    config = {
+        "merge_method": "linear",
+        "parameters": {"weight": 1},
+        "slices": [sources_of(0, 1, other), sources_of(1, 3, one, other)],
+    }
+
+    def wrong(out):  # the head is that of the first of two models
+        return torch.equal(tensors_of(out)["lm_head.weight"], tensors_of(one)["lm_head.weight"])
+
+    return Case("slices-uneven", config, wrong)
 
 
 @case
@@ -376,6 +443,20 @@ def swapped_tokens(llamas, tmp):
     )
 
 
+def does_not_load(out: Path) -> bool:
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(Exception, match=r"size|mismatch"):
+        AutoModelForCausalLM.from_pretrained(out)
+    return True
+
+
+@case
+def vocab_size_that_is_not_the_embeddings(llamas, tmp):
+    base = variant(llamas.base, tmp / "base2", {"vocab_size": 90})
+    return Case("config-invalid", recipe(SELECT, base, llamas.subs), does_not_load)
+
+
 @case
 def token_from_a_model_that_has_it_not(llamas, tmp):
     tokens = {"<new>": {"source": {"kind": "model_token", "model": str(llamas.subs[0]), "token": "absent"}}}
@@ -389,6 +470,18 @@ def tokenizer_without_files(llamas, tmp):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (base / file).unlink()
     return Case("tokenizer-invalid", recipe(SELECT, base, llamas.subs, tokenizer={"source": "base"}))
+
+
+@case
+def new_token_without_a_source(llamas, tmp):
+    tokenizer = {"source": "base", "tokens": {"<new>": {}}}
+    return Case("tokenizer-invalid", recipe(SELECT, llamas.base, llamas.subs, tokenizer=tokenizer))
+
+
+@case
+def forced_token_without_a_source(llamas, tmp):
+    tokenizer = {"source": "base", "tokens": {"t1": {"force": True}}}
+    return Case("tokenizer-invalid", recipe(SELECT, llamas.base, llamas.subs, tokenizer=tokenizer))
 
 
 @case
@@ -679,6 +772,77 @@ def test_a_lora_cache_older_than_its_adapter(llamas, tmp_path):
     assert report.passes()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"r": 3, "rank_pattern": {"up_proj": 2}}, {"r": 7, "rank_pattern": {"layers.0.mlp.up_proj": 2}}],
+)
+def test_a_lora_that_fits(llamas, tmp_path, settings):
+    name = f"{llamas.base}+{write_adapter(tmp_path / 'adapter', **settings)}"
+    config = recipe(SELECT, llamas.base, [name, llamas.subs[1]])
+    report = checked(tmp_path, config, lora_merge_cache=str(tmp_path / "cache"))
+    assert not report.of(Severity.ERROR), [str(f) for f in report.findings]
+    assert "not-known" not in kinds(report)
+    merge_here(tmp_path, config, lora_merge_cache=str(tmp_path / "cache"))
+
+
+def test_what_a_lora_does_cannot_always_be_known(llamas, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter")
+    up = "base_model.model.elsewhere.up_proj"
+    tensors = {f"{up}.lora_A.weight": torch.ones(2, 32), f"{up}.lora_B.weight": torch.ones(48, 2)}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    config = recipe(SELECT, llamas.base, [f"{llamas.base}+{adapter}", llamas.subs[1]])
+    for change in ({}, {"peft_type": "IA3"}, {"use_qalora": True}):
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps({**settings, **change}))
+        report = checked(tmp_path, config, lora_merge_cache=str(tmp_path / "cache"))
+        assert report.passes(), [str(f) for f in report.findings]
+        assert "not-known" in kinds(report)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fewer_sources_in_the_last_slice(llamas, tmp_path):
+    config = {
+        "merge_method": SELECT,
+        "slices": [sources_of(0, 1, *llamas.subs[:2]), sources_of(1, 3, llamas.subs[1])],
+    }
+    report = checked(tmp_path, config)
+    assert report.passes(), [str(f) for f in report.findings]
+    assert report.costs[0].tensors == len(tensors_of(merge_here(tmp_path, config)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_token_that_all_models_have_needs_no_source(llamas, tmp_path, capfd):
+    tokenizer = {"source": "base", "tokens": {"t1": {}}}
+    config = recipe(SELECT, llamas.base, llamas.subs, tokenizer=tokenizer)
+    assert checked(tmp_path, config).passes()
+    assert capfd.readouterr().err == ""  # mergekit has a progress bar here
+    merge_here(tmp_path, config)
+
+
+@pytest.mark.parametrize("method", [["linear"], {"name": "linear"}, 3, True])
+def test_a_method_that_is_no_text(llamas, tmp_path, method):
+    report = checked(tmp_path, {**recipe("linear", None, llamas.subs), "merge_method": method})
+    assert only(report, "recipe-invalid").place == "merge_method"
+    assert kinds(report, Severity.ERROR) == ["recipe-invalid"]
+
+
+def test_what_an_unknown_chat_template_does_without_a_tokenizer_section(llamas, tmp_path):
+    config = recipe(SELECT, llamas.base, llamas.subs, chat_template="chatlm")
+    assert "leave an output without a tokenizer" in only(checked(tmp_path, config), "chat-template").message
+    out = merge_here(tmp_path, config)
+    assert not (out / "tokenizer.json").exists()
+    finding = only(checked(tmp_path, {**config, "tokenizer": {"source": "base"}}), "chat-template")
+    assert "fail after the merge" in finding.message
+
+
+def test_the_order_of_a_union_is_not_promised(llamas, tmp_path):
+    report = checked(tmp_path, recipe(SELECT, llamas.base, llamas.subs, tokenizer_source="union"))
+    finding = only(report, "tokenizer-union")
+    assert "before Python 3.12" in finding.message
+    assert finding.remedy == "name one model, or base, as the source"
+
+
 def test_pickles_are_reported_and_never_executed(llamas, tmp_path):
     folder = variant(llamas.subs[0], tmp_path / "sub")
     torch.save(tensors_of(folder), folder / "pytorch_model.bin")
@@ -837,6 +1001,26 @@ def test_headers_that_lie(entry, says, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(LENGTH, "little") + header + bytes(8))
     with pytest.raises(CheckpointError, match=says):
         read_header(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"a": "x"}, {"a": 1}, {"a": None}, [], "x"])
+def test_metadata_is_accepted_as_safetensors_accepts_it(metadata, tmp_path):
+    from safetensors import SafetensorError, safe_open
+
+    from mergekit_select.safetensors_header import CheckpointError, read_header
+
+    entry = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
+    header = json.dumps({"__metadata__": metadata, "a": entry}).encode()
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(len(header).to_bytes(LENGTH, "little") + header + bytes(8))
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except SafetensorError:
+        with pytest.raises(CheckpointError, match="must have text by name in __metadata__"):
+            read_header(file)
+    else:
+        assert read_header(file).keys() == {"a"}
 
 
 def test_headers_are_read_as_safetensors_reads_them(llamas):

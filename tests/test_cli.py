@@ -160,6 +160,17 @@ def test_json_of_check_has_a_schema_version(llamas, tmp_path):
     assert report["costs"][0]["bytes_free"] > 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_report_of_check_that_cannot_be_written(llamas, tmp_path, arguments):
+    file = written(tmp_path, recipe("parameter_selection", llamas.base, llamas.subs))
+    program = [sys.executable, "-m", "mergekit_select.cli", "check", str(file), *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "Error: cannot write the report to stdout: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
@@ -368,10 +369,143 @@ class TestFinished:
         (problem,) = verify(shards).problems
         assert "39232 bytes" in problem.text
 
+    @pytest.mark.parametrize("change", ["deleted", "elsewhere"])
+    def test_shard_that_the_index_forgets_is_no_other_merges(self, tmp_path: Path, change: str) -> None:
+        """Deleting it would destroy the output."""
+        shards = small_models.merge(small_models.recipe(small_models.family()), tmp_path / "out", out_shard_size=2_000)
+        path = shards / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        files = sorted(index["weight_map"].values())
+        alone = next(name for name, file in sorted(index["weight_map"].items()) if files.count(file) == 1)
+        shard = index["weight_map"].pop(alone)
+        if change == "elsewhere":
+            index["weight_map"][alone] = next(file for file in files if file != shard)
+        path.write_text(json.dumps(index))
+        answer = verify(shards)
+        assert kinds(answer) == {"inconsistent"}
+        assert shard in {problem.place for problem in answer.problems}
+        assert "delete" not in run(shards).output
+
+    def test_index_that_names_nothing(self, shards: Path) -> None:
+        small_models.edit_json(shards / "model.safetensors.index.json", weight_map={})
+        assert kinds(verify(shards)) == {"inconsistent"}
+        assert "delete" not in run(shards).output
+
+    def test_index_that_names_nothing_among_shards_of_two_merges(self, shards: Path) -> None:
+        """Which of them is the older cannot be told."""
+        small_models.merge(small_models.recipe(small_models.family()), shards, out_shard_size=20_000)
+        small_models.edit_json(shards / "model.safetensors.index.json", weight_map={})
+        assert {problem.kind for problem in verify(shards).problems} == {"stale"}
+        assert "delete" not in run(shards).output
+
+    def test_shards_of_an_older_merge_that_an_entry_names(self, shards: Path) -> None:
+        small_models.merge(small_models.recipe(small_models.family()), shards, out_shard_size=20_000)
+        path = shards / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        index["weight_map"]["model.norm.weight"] = "model-00001-of-00007.safetensors"
+        path.write_text(json.dumps(index))
+        stale = {problem.place for problem in verify(shards).problems if problem.kind == "stale"}
+        assert stale == {f"model-{number:05d}-of-00007.safetensors" for number in range(2, 8)}
+
     def test_config_of_another_model(self, out: Path) -> None:
         small_models.edit_json(out / "config.json", num_hidden_layers=3)
         (problem,) = verify(out).problems
         assert problem.text == "num_hidden_layers must be 2, as the recipe gives it, got 3"
+
+    @pytest.mark.parametrize(
+        ("keys", "text"),
+        [
+            ({"vocab_size": 63}, "vocab_size must be 64, as the recipe gives it, got 63"),
+            ({"head_dim": 4}, "head_dim must be 8, as the recipe gives it, got 4"),
+            ({"attention_bias": True}, "attention_bias must be False, as the recipe gives it, got True"),
+            ({"hidden_size": None}, "hidden_size must be 32, as the recipe gives it, it is missing"),
+            (
+                {"architectures": None},
+                "architectures must be ['LlamaForCausalLM'], as the recipe gives it, it is missing",
+            ),
+            ({"model_type": "mistral"}, "model_type must be 'llama', as the recipe gives it, got 'mistral'"),
+            ({"is_encoder_decoder": True}, "is_encoder_decoder must not be set, as the recipe gives none, got True"),
+        ],
+        ids=str,
+    )
+    def test_damaged_config(self, out: Path, keys: dict[str, Any], text: str) -> None:
+        """None deletes a key."""
+        self.edit_config(out, keys)
+        (problem,) = verify(out).problems
+        assert problem == Problem("inconsistent", "config.json", text)
+        assert run(out).exit_code == 1
+        self.edit_config(out, {"transformers_version": "4.50.0"})
+        assert kinds(verify(out)) == {"inconsistent"}
+
+    @staticmethod
+    def edit_config(folder: Path, keys: dict[str, Any]) -> None:
+        path = folder / "config.json"
+        content = {**json.loads(path.read_text()), **keys}
+        deleted = {key for key, value in keys.items() if value is None}
+        path.write_text(json.dumps({key: value for key, value in content.items() if key not in deleted}))
+
+    @pytest.mark.parametrize(
+        "keys",
+        [
+            {"_name_or_path": "x", "use_cache": False, "torch_dtype": "float16", "dtype": None},
+            {"is_encoder_decoder": False},
+            # As transformers 4 wrote it.
+            {
+                "transformers_version": "4.46.0",
+                "dtype": None,
+                "torch_dtype": "bfloat16",
+                "head_dim": None,
+                "rope_parameters": None,
+                "rope_theta": 10000.0,
+                "rope_scaling": None,
+                "pretraining_tp": 1,
+            },
+        ],
+        ids=str,
+    )
+    def test_config_that_says_the_same_otherwise(self, out: Path, keys: dict[str, Any]) -> None:
+        self.edit_config(out, keys)
+        assert verify(out).problems == ()
+
+    def test_config_of_any_model_without_a_base(self, tmp_path: Path) -> None:
+        root = small_models.copied(small_models.family(), tmp_path / "models")
+        for number, name in enumerate("abc"):
+            small_models.edit_json(root / name / "config.json", max_position_embeddings=32 << number)
+        recipe = small_models.recipe(root, "linear", parameters={"weight": 1})
+        del recipe["base_model"]
+        out = small_models.merge(recipe, tmp_path / "out")
+        assert verify(out).same
+        for number in range(3):
+            small_models.edit_json(out / "config.json", max_position_embeddings=32 << number)
+            assert verify(out).same
+        small_models.edit_json(out / "config.json", vocab_size=63)
+        (problem,) = verify(out).problems
+        assert problem.text == "vocab_size must be 64, as the recipe gives it, got 63"
+
+    def test_size_of_an_aligned_vocabulary(self, tmp_path: Path) -> None:
+        root = small_models.family(tokenizer=True)
+        recipe = small_models.recipe(root, tokenizer={"source": "base", "pad_to_multiple_of": 48})
+        out = small_models.merge(recipe, tmp_path / "out")
+        assert json.loads((out / "config.json").read_text())["vocab_size"] == 96
+        assert verify(out).same
+        small_models.edit_json(out / "config.json", vocab_size=64)
+        (problem,) = verify(out).problems
+        assert problem.text == "vocab_size must be 96, as the recipe gives it, got 64"
+
+    def test_config_of_another_architecture(self, tmp_path: Path) -> None:
+        root = tmp_path / "models"
+        config = transformers.GPT2Config(
+            n_embd=16, n_layer=1, n_head=2, n_positions=8, vocab_size=64, architectures=["GPT2LMHeadModel"]
+        )
+        for name in ("base", "a", "b", "c"):
+            transformers.GPT2LMHeadModel(config).save_pretrained(root / name)
+        out = small_models.merge(small_models.recipe(root), tmp_path / "out")
+        assert verify(out).same
+        small_models.edit_json(out / "config.json", n_embd=32, n_layer=None)
+        assert [problem.text for problem in verify(out).problems] == [
+            "n_embd must be 16, as the recipe gives it, got 32",
+            "n_layer must be 1, as the recipe gives it, got None",
+        ]
 
 
 class TestLocations:
@@ -448,6 +582,36 @@ class TestDeterminism:
         assert torch.equal(torch.random.get_rng_state(), state)
         assert run(out, "--random-seed", 3).exit_code == 0
         assert run(out, "--random-seed", 3, "--strict").exit_code == 1
+
+    @pytest.mark.parametrize("tokenizer", [{"tokenizer": {"source": "union"}}, {"tokenizer_source": "union"}], ids=str)
+    def test_union_of_vocabularies_in_another_order(self, tmp_path: Path, tokenizer: dict[str, Any]) -> None:
+        root = small_models.family(tokenizer=True)
+        out = small_models.merge(small_models.recipe(root, **tokenizer), tmp_path / "out")
+        assert verify(out).same
+        tensors = small_models.load(out)
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = tensors[name].flip(0).contiguous()
+        small_models.save(out, tensors)
+        answer = verify(out)
+        assert (answer.same, answer.undecided) == (False, True)
+        (note,) = answer.notes
+        assert "PYTHONHASHSEED" not in note
+        assert "one model, or base, as the tokenizer's source" in note
+        result = run(out)
+        assert result.exit_code == 1
+        assert "UNDECIDED" in result.output
+        tensors["model.norm.weight"] += 1
+        small_models.save(out, tensors)
+        assert not verify(out).undecided
+        assert "NOT THE SAME" in run(out).output
+
+    def test_order_of_a_vocabulary_that_is_no_union(self, tmp_path: Path) -> None:
+        root = small_models.family(tokenizer=True)
+        out = small_models.merge(small_models.recipe(root, tokenizer={"source": "base"}), tmp_path / "out")
+        tensors = small_models.load(out)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0).contiguous()
+        small_models.save(out, tensors)
+        assert (verify(out).undecided, verify(out).notes) == (False, ())
 
     def test_unknown_method(self, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mergekit_select.verification._EXACT", frozenset())

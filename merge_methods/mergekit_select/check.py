@@ -13,7 +13,7 @@ from mergekit.merge_methods import MergeMethod
 from mergekit.options import MergeOptions
 
 from mergekit_select.check_models import check_donor, check_models, check_tokenizers
-from mergekit_select.check_output import check_out, check_room, cost_of, shard_count
+from mergekit_select.check_output import check_out, check_room, check_vocabulary, cost_of, shard_count
 from mergekit_select.check_recipe import check_recipe
 from mergekit_select.check_tensors import Output, TensorCheck
 from mergekit_select.checkpoints import TOKENIZER_FILES, Checkpoint, read_json
@@ -146,12 +146,26 @@ class _Checker:
         rows = aligned_rows(config, self.options, models, plan, findings)
         tensors = TensorCheck(config, method, plan, rows, self.options.unsafe_truncate_embeddings, findings)
         written = tensors.run(merged)
+        if rows is None:
+            self._vocabulary(config, models, plan, written, findings)
         if config.tokenizer is None and config.tokenizer_source is None:
             self._tokenizers(config, models, plan, findings)
         self._cost(recipe, method, written, tensors.unknown, merged, findings)
         if recipe.name is None or not written or tensors.unknown or findings.has_errors():
             return None
         return self._output(recipe.name, config, models, plan, written, scratch)
+
+    def _vocabulary(
+        self,
+        config: MergeConfiguration,
+        models: Mapping[ModelReference, Model],
+        plan: Plan,
+        written: list[Output],
+        findings: Findings,
+    ) -> None:
+        settings = _model_out_config(with_stand_ins(config, models), plan.architecture, self.options.trust_remote_code)
+        donor = models[config.base_model] if config.base_model else models[config.referenced_models()[0]]
+        check_vocabulary(settings, str(donor), plan, written, findings)
 
     def _tokenizers(
         self, config: MergeConfiguration, models: Mapping[ModelReference, Model], plan: Plan, findings: Findings

@@ -11,6 +11,7 @@ import click
 
 from mergekit_select.cli_options import merge_options as merge_option_set
 from mergekit_select.cli_options import report_options
+from mergekit_select.replay_cli import print_text
 
 if TYPE_CHECKING:
     from mergekit.options import MergeOptions
@@ -65,9 +66,9 @@ def check_command(
 
         report = check(recipe, out, merge_options, progress)
     if as_json:
-        click.echo(json.dumps(report.as_json(), indent=2))
+        print_text(json.dumps(report.as_json(), indent=2))
     else:
-        click.echo(render(report))
+        print_text(render(report))
     ctx.exit(0 if report.passes(strict) else 1)
 
 

@@ -8,13 +8,44 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mergekit.common import get_config_value
 from mergekit.options import MergeOptions
+from transformers import PretrainedConfig
 
 from mergekit_select.check_tensors import Output
 from mergekit_select.findings import Cost, Findings, some
 from mergekit_select.models import Model
+from mergekit_select.planning import Plan
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+(-of-\d+)?)?\.(safetensors|bin)(\.index\.json)?")
+
+
+def check_vocabulary(
+    settings: PretrainedConfig, donor: str, plan: Plan, outputs: Sequence[Output], findings: Findings
+) -> None:
+    """The output's embeddings must have the rows that its config says, or transformers does not load it."""
+    key = plan.architecture.vocab_size_config_key or "vocab_size"
+    try:
+        said = get_config_value(settings, key)
+    except (AttributeError, RuntimeError):  # models of other things than text have none
+        return
+    # Some architectures have a second vocabulary, with a size of its own.
+    sizes = {value for config in (settings, settings.get_text_config()) for value in _vocabularies(config)} | {said}
+    axes = {planned.name: planned.weight.vocabulary_axis for planned in plan.tensors}
+    for output in outputs:
+        axis, shape = axes.get(output.name), output.tensor.shape
+        if isinstance(said, int) and axis is not None and len(shape) > axis and shape[axis] not in sizes:
+            findings.error(
+                "config-invalid",
+                f"tensor {output.name}",
+                f"{key} {said}, {shape[axis]} rows",
+                f"the output takes {key} from {donor}, and transformers loads no tensor with other rows",
+                f"correct {key} in its config.json, or add tokenizer: {{source: base}}",
+            )
+
+
+def _vocabularies(settings: PretrainedConfig) -> list[object]:
+    return [value for name, value in settings.to_dict().items() if "vocab" in name and isinstance(value, int)]
 
 
 def cost_of(

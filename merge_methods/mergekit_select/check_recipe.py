@@ -49,13 +49,16 @@ def check_recipe(raw: Mapping[str, Any], findings: Findings) -> tuple[MergeConfi
             "tokenizer-union",
             "tokenizer.source" if config.tokenizer else "tokenizer_source",
             "union",
-            "mergekit orders a union vocabulary by a set of models, which follows PYTHONHASHSEED",
-            "set PYTHONHASHSEED when merging, or name one model as the source",
+            "mergekit orders a union vocabulary by a set of models, whose order changes from run to run; nothing fixes "
+            "it before Python 3.12, and PYTHONHASHSEED does from there on",
+            "name one model, or base, as the source",
         )
     return None if method is None else (config, method)
 
 
 def _method(name: object, findings: Findings) -> MergeMethod | None:
+    if name is not None and not isinstance(name, str):
+        return None  # the recipe's shape is reported as a whole
     methods = {method.spec.name: method for method in registered_methods()}
     if name not in methods:
         near = difflib.get_close_matches(str(name), methods, 1, CLOSE)
@@ -214,11 +217,16 @@ def _chat_template(config: MergeConfiguration, findings: Findings) -> None:
     names = [entry.name.removesuffix(".jinja") for entry in importlib.resources.files(chat_templates).iterdir()]
     if template not in names:
         known = ", ".join(sorted(name for name in names if not name.startswith("_")))
+        effect = (
+            "it would fail after the merge"
+            if config.tokenizer or config.tokenizer_source
+            else "the merge would log an error, and leave an output without a tokenizer"
+        )
         findings.error(
             "chat-template",
             "chat_template",
             template,
-            "chat_template must be auto, a Jinja template, or one of mergekit's names; it would fail after the merge",
+            f"chat_template must be auto, a Jinja template, or one of mergekit's names; {effect}",
             f"choose one of {known}",
         )
 

@@ -146,14 +146,14 @@ def _weights_file(name: str, folder: Path, place: str, findings: Findings) -> st
 
 def _read_weights(folder: Path, weights: str) -> tuple[dict[str, Tensor], list[str]]:
     if not weights.endswith(".index.json"):
-        return _read_shard(folder / weights), [weights]
+        return read_shard(folder / weights), [weights]
     index = read_json(folder / weights).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(shard, str) for shard in index.values()):
         raise CheckpointError(f"{folder / weights} must map tensors to shards under weight_map, and does not")
     shards = sorted(set(index.values()))
     tensors = {}
     for shard in shards:
-        held = _read_shard(folder / shard, f", which {weights} names")
+        held = read_shard(folder / shard, f", which {weights} names")
         listed = [name for name, place in index.items() if place == shard]
         missing = [name for name in listed if name not in held]
         if missing:
@@ -164,7 +164,12 @@ def _read_weights(folder: Path, weights: str) -> tuple[dict[str, Tensor], list[s
     return tensors, shards
 
 
-def _read_shard(path: Path, named_by: str = "") -> dict[str, Tensor]:
+def read_shard(path: Path, named_by: str = "") -> dict[str, Tensor]:
+    """Return the tensors of one file, by its suffix a pickle or safetensors.
+
+    Raises:
+        CheckpointError: It is missing, or not what it should be.
+    """
     if not path.exists():
         raise CheckpointError(f"there is no {path}{named_by}") from FileNotFoundError(path)
     return _unpickle(path) if path.suffix == ".bin" else read_header(path)

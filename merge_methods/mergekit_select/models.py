@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,10 +16,14 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from pydantic import BaseModel
 
-from mergekit_select.checkpoints import TOKENIZER_FILES, Checkpoint, open_folder
-from mergekit_select.findings import Findings
+from mergekit_select.checkpoints import TOKENIZER_FILES, Checkpoint, open_folder, read_json, read_shard
+from mergekit_select.findings import Findings, some
 from mergekit_select.hub import is_hub_id, is_pinned, open_hub, write_index
-from mergekit_select.safetensors_header import CheckpointError
+from mergekit_select.safetensors_header import CheckpointError, Tensor
+
+_LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+# Settings of peft's under which the matrices have other shapes, or belong to other modules.
+_OTHER_SHAPES = ("use_qalora", "use_bdlora", "layer_replication", "target_parameters", "megatron_config")
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +194,9 @@ class ModelOpener:
         name = str(reference)
         merged = lora_folder(cache, reference.model, lora)
         if not merged.exists():
-            # Merging an adapter keeps names and shapes; embeddings that it resizes are seen only then.
+            if adapter.exists() and not _adapter_fits(adapter, name, base, place, findings):
+                return None
+            # Merging an adapter keeps names and shapes.
             return replace(base, name=name, files=frozenset({(name, "to be merged")}), plain=False)
         problems = Findings()
         opened = open_folder(name, merged, place, problems)
@@ -240,3 +247,79 @@ def lora_folder(cache: str, model: ModelPath, lora: ModelPath) -> Path:
 
 def _newest(folder: Path) -> float:
     return max((file.stat().st_mtime for file in folder.iterdir()), default=0.0)
+
+
+def _adapter_fits(adapter: Path, name: str, base: Checkpoint, place: str, findings: Findings) -> bool:
+    """Whether peft could merge a local adapter into a model, as far as config and shapes tell."""
+    try:
+        config = read_json(adapter / "adapter_config.json")
+        weights = [adapter / f"adapter_model.{suffix}" for suffix in ("safetensors", "bin")]
+        stored = next((file for file in weights if file.exists()), None)
+        if stored is None:
+            message = f"a LoRA adapter must have its weights in adapter_model.safetensors, and {adapter} has none"
+            findings.error("model-missing", place, name, message, "copy or download the adapter again")
+            return False
+        tensors = read_shard(stored)
+    except CheckpointError as error:
+        findings.error("model-unreadable", place, name, str(error), "copy or download the adapter again")
+        return False
+    kind, rank = config.get("peft_type"), config.get("r", 8)  # 8 is peft's default
+    problems = []
+    if not isinstance(kind, str):
+        problems.append(("peft_type", "adapter_config.json must name a peft_type", repr(kind)))
+    elif kind == "LORA" and (type(rank) is not int or rank <= 0):
+        problems.append(("r", "the rank r in adapter_config.json must be a positive whole number", repr(rank)))
+    elif kind != "LORA" or any(config.get(key) for key in _OTHER_SHAPES) or base.tensors is None:
+        message = "whether peft can merge this kind of adapter into the model is not known without doing it"
+        findings.note("not-known", place, name, message, "see that the adapter was trained on this model")
+    else:
+        unknown = []
+        for key, tensor in tensors.items():
+            problem = _lora_tensor(key, tensor, config, base)
+            if problem is None:
+                unknown.append(key)
+            elif problem:
+                problems.append((key, problem, str(list(tensor.shape))))
+        if unknown or not tensors:
+            message = "whether these tensors of the adapter fit the model is not known without merging them"
+            findings.note(
+                "not-known", f"{place}, {some(unknown)}", name, message, "see that it was trained on this model"
+            )
+    for key, problem, value in problems[:1]:
+        more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
+        remedy = "give an adapter that was trained on this model, with its own adapter_config.json"
+        findings.error("lora-invalid", f"{place}, {key}", value, f"{problem}{more}", remedy)
+    return not problems
+
+
+def _lora_tensor(key: str, tensor: Tensor, config: Mapping[str, Any], base: Checkpoint) -> str | None:
+    """Say why a LoRA matrix does not fit the model; empty if it does, None where that is not known."""
+    match = _LORA.fullmatch(key)
+    weight = (base.tensors or {}).get(f"{match['module']}.weight") if match else None
+    targets = config.get("target_modules")
+    if match is None or weight is None or len(weight.shape) != 2 or len(tensor.shape) != 2:
+        return None
+    module, side = match["module"], match["side"]
+    listed = isinstance(targets, list) and any(module == end or module.endswith(f".{end}") for end in targets)
+    try:
+        rank = _rank(module, config)
+    except re.error:
+        return None
+    if listed and tensor.shape[0 if side == "A" else 1] != rank:
+        return f"lora_{side} must have the rank that adapter_config.json gives its module, which is {rank}"
+    length = tensor.shape[1 if side == "A" else 0]
+    expected, swapped = (weight.shape[1], weight.shape[0]) if side == "A" else weight.shape
+    if length == expected:
+        return ""
+    if length == swapped:  # some models store weights transposed, with or without fan_in_fan_out
+        return "" if config.get("fan_in_fan_out") else None
+    return f"lora_{side} must fit the model's {module}.weight of shape {list(weight.shape)}" if listed else None
+
+
+def _rank(module: str, config: Mapping[str, Any]) -> object:
+    """The rank that peft gives a module: the first pattern that ends its name, else r."""
+    patterns = config.get("rank_pattern")
+    for pattern, rank in (patterns if isinstance(patterns, dict) else {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return rank
+    return config.get("r", 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from mergekit_select.replay import UnreadableError, one_line, safetensors_names
 RECIPE = "mergekit_config.yml"
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+(-of-\d+)?)?\.(safetensors|bin)")
+_SHARD = re.compile(r"(model|pytorch_model)-\d+(-of-\d+)\.(safetensors|bin)")
 _TEMPORARY = re.compile(r"(model|pytorch_model)-\d+\.(safetensors|bin)")
 
 
@@ -140,7 +142,14 @@ def _used(root: Path, weights: list[str], indexes: list[str]) -> tuple[list[str]
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UnreadableError(f"{root / index} must map tensor names to files under the key weight_map")
         named = sorted(set(weight_map.values()))
-        used = [name for name in named if name in weights]
+        own = _shards(list(weight_map.values()), weights)
+        # A shard of the same set that the index forgets is a part of this output too.
+        used = sorted({name for name in named if name in weights} | own)
+        for name in sorted(own - set(named)):
+            text = (
+                f"{index} names no tensor of this shard, which is of the same merge; restore the index, or merge again"
+            )
+            problems.append(Problem("inconsistent", name, text))
         for name in named:
             if name not in weights:
                 problems.append(Problem("unfinished", name, f"missing: {index} names this shard; merge again"))
@@ -161,10 +170,27 @@ def _used(root: Path, weights: list[str], indexes: list[str]) -> tuple[list[str]
             text = "left by a merge that was interrupted; merge again into an empty folder"
             problems.append(Problem("unfinished", name, text))
         else:
-            loaded = used[0] if used else name
-            text = f"of another merge into this folder; transformers loads {loaded}; delete the older"
+            text = f"{index} does not name it; merge again into an empty folder"
+            if used:
+                text = f"of another merge into this folder; transformers loads {used[0]}; delete the older"
             problems.append(Problem("stale", name, text))
     return used, problems
+
+
+def _shards(named: list[str], weights: list[str]) -> set[str]:
+    """Return the files of the set of shards, ``-of-N``, that most entries of an index name, or that is the only one."""
+    sets = Counter(_set_of(name) for name in named if _set_of(name) is not None)
+    if not sets:
+        sets = Counter({_set_of(name) for name in weights} - {None})
+        if len(sets) != 1:
+            return set()
+    ((most, _),) = sets.most_common(1)
+    return {name for name in weights if _set_of(name) == most}
+
+
+def _set_of(name: str) -> tuple[str, ...] | None:
+    match = _SHARD.fullmatch(name)
+    return None if match is None else match.groups()
 
 
 def _stem(name: str) -> str:

@@ -123,7 +123,8 @@ def plan_merge(
             return None
     plan.failures += [(name, error, named(error, by_stand_in)) for name, error in planner.failures]
     for weight, weights_in, task in planner.planned:
-        order = tuple(zip((by_stand_in[reference] for reference in task.model_order), weights_in, strict=True))
+        # mergekit pairs the models of the last slice with the number of sources of the first.
+        order = tuple(zip((by_stand_in[reference] for reference in task.model_order), weights_in, strict=False))
         plan.tensors.append(
             Planned(
                 weight.name,
@@ -221,7 +222,29 @@ def _fits(planner: _Planner, models: Mapping[ModelReference, Model], findings: F
         for number, output in enumerate(module.slices or ()):
             place = f"modules.{name}.slices[{number}]" if len(modules) > 1 else f"slices[{number}]"
             good &= _layers(place, output.sources, architecture, models, findings)
+        _ends(name if len(modules) > 1 else "", module.slices or (), architecture, models, findings)
     return good
+
+
+def _ends(
+    module: str, slices: Sequence[Any], architecture: Any, models: Mapping[ModelReference, Model], findings: Findings
+) -> None:
+    """The tensors after the layers are merged from as many models of the last slice as the first one has."""
+    if not slices or len(slices[-1].sources) <= len(slices[0].sources):
+        return
+    config = slices[-1].sources[0].model.config()
+    after = [weight.name for weight in architecture.post_weights(config)]
+    if after:
+        taken, left = slices[-1].sources[: len(slices[0].sources)], slices[-1].sources[len(slices[0].sources) :]
+        findings.error(
+            "slices-uneven",
+            f"modules.{module}.slices" if module else "slices",
+            f"{len(slices[0].sources)} in the first, {len(slices[-1].sources)} in the last",
+            f"the last slice must not have more sources than the first; mergekit takes {some(after)} from "
+            f"{some(models[source.model] for source in taken)} only, without "
+            f"{some(models[source.model] for source in left)} and without a word",
+            "give the first and the last slice the same number of sources",
+        )
 
 
 def _layers(

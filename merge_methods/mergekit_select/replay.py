@@ -219,7 +219,7 @@ class Replay:
         """Execute a task after what it depends on; of the results only tokenizers are kept."""
         if isinstance(task, BuildTokenizer):
             if task not in self._tokenizers:
-                with _no_bar_of_mergekits_own():
+                with no_bar_of_mergekits_own():
                     self._tokenizers[task] = task.execute()
             return self._tokenizers[task]
         arguments = {name: self._evaluate(dependency) for name, dependency in task.arguments().items()}
@@ -353,7 +353,7 @@ def _telling(place: str, kind: type[MergekitSelectError] = ReplayError) -> Itera
 
 
 @contextmanager
-def _no_bar_of_mergekits_own() -> Iterator[None]:
+def no_bar_of_mergekits_own() -> Iterator[None]:
     """Building a tokenizer draws a progress bar that no option of mergekit's switches off."""
     silent = types.SimpleNamespace(tqdm=lambda iterable, **_: iterable)
     with mock.patch.object(tokenizer_build, "tqdm", silent):

@@ -83,7 +83,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is no safetensors file: its header is no JSON") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path} is no safetensors file: its header is no JSON object")
-    entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise CheckpointError(f"the header of {path} must have text by name in __metadata__, and has other values")
     return _tensors(path, entries, size - 8 - length)
 
 

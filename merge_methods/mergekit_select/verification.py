@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
+from mergekit.architecture import get_architecture_info
 from mergekit.config import MergeConfiguration
+from mergekit.merge import _model_out_config, _update_config_vocab
 from mergekit.merge_methods import get as get_method
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.options import MergeOptions
 from mergekit.sparsify import SparsificationMethod
+from transformers import PretrainedConfig
 
 from mergekit_select.output import RECIPE, Output, Problem, open_output, read_json
-from mergekit_select.replay import PlannedTensor, Replay, UnreadableError, read_recipe, relocated, replayed
+from mergekit_select.replay import PlannedTensor, Replay, UnreadableError, one_line, read_recipe, relocated, replayed
 
 # Elements compared at once: the mask and its copies stay below a few megabytes.
 _CHUNK = 1 << 20
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# What decides tensor names and shapes; the rest of a config.json is often edited after a merge, and differs
-# between versions of transformers.
-_SHAPE_KEYS = (
-    "architectures",
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "tie_word_embeddings",
+# Keys of a config.json, at any depth, that may differ between a merge and its replay: where the model lay and lies,
+# in what it is stored (compared in the tensors), how it is run, and what wrote it.
+_IGNORED_KEYS = frozenset(
+    {
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_name_or_path",
+        "auto_map",  # names the repository, of a model that was on a hub
+        "custom_pipelines",  # the same
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "transformers_weights",
+        "use_cache",
+    }
 )
+_ABSENT = object()
 
 
 class Determinism(Enum):
@@ -123,6 +134,7 @@ class Verification:
         problems: Why the output is unfinished, or disagrees with itself.
         differences: The tensors that are not what the recipe says.
         notes: What else the reader should know.
+        undecided: Whether all that differs are bits that may differ between two runs of the same recipe.
     """
 
     output: Path
@@ -134,6 +146,7 @@ class Verification:
     problems: tuple[Problem, ...]
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
+    undecided: bool = False
 
     @property
     def same(self) -> bool:
@@ -183,11 +196,22 @@ def verify(
         config = relocated(config, locations)
     with replayed(config, options) as replay:
         comparison = _Comparison(found)
+        vocabulary = set()
         for planned in progress(replay.tensors):
+            if planned.weight.vocabulary_axis is not None:
+                vocabulary.add(planned.name)
             comparison.compare(planned.name, replay.merged(planned))
         comparison.finish()
-        problems = (*found.problems, *_config_problems(found, replay), *comparison.problems)
+        problems = (*found.problems, *_config_problems(found, replay, options or MergeOptions()), *comparison.problems)
     kind = determinism(config.merge_method)
+    differing = {difference.tensor for difference in comparison.differences}
+    reordered = _tokenizer_source(config) == "union" and not differing.isdisjoint(vocabulary)
+    undecided = (
+        bool(differing)
+        and not problems
+        and all(difference.kind == "bits" for difference in comparison.differences)
+        and (kind is Determinism.RANDOM or (reordered and differing <= vocabulary))
+    )
     return Verification(
         output=found.folder,
         recipe=path,
@@ -197,11 +221,16 @@ def verify(
         parameters=comparison.parameters,
         problems=problems,
         differences=tuple(comparison.differences),
-        notes=_notes(config, kind, bool(comparison.differences)),
+        notes=_notes(config, kind, bool(differing), reordered),
+        undecided=undecided,
     )
 
 
-def _notes(config: MergeConfiguration, kind: Determinism, differs: bool) -> tuple[str, ...]:
+def _tokenizer_source(config: MergeConfiguration) -> object:
+    return config.tokenizer.source if config.tokenizer is not None else config.tokenizer_source
+
+
+def _notes(config: MergeConfiguration, kind: Determinism, differs: bool, reordered: bool) -> tuple[str, ...]:
     notes = []
     name = config.merge_method
     if kind is Determinism.RANDOM:
@@ -213,27 +242,104 @@ def _notes(config: MergeConfiguration, kind: Determinism, differs: bool) -> tupl
             f"{name} computes in floating point: another device, number of threads or version of torch may "
             f"round otherwise; verify with those of the merge"
         )
-    source = config.tokenizer.source if config.tokenizer is not None else config.tokenizer_source
-    if source == "union" and differs:
+    if reordered:
         notes.append(
-            "tokenizer: union orders the vocabulary by Python's hash seed: rows of embeddings and lm_head may "
-            "be in another order; verify with the merge's PYTHONHASHSEED"
+            "tokenizer: union orders the vocabulary anew in every run: rows of embeddings and lm_head may be in "
+            "another order, and that they differ does not tell another recipe; an output that can be verified needs "
+            "one model, or base, as the tokenizer's source"
         )
     return tuple(notes)
 
 
-def _config_problems(output: Output, replay: Replay) -> Iterable[Problem]:
-    base = replay.config.base_model
+def _config_problems(output: Output, replay: Replay, options: MergeOptions) -> list[Problem]:
+    """Compare config.json with the config that the recipe gives; without a base model, with the nearest of these."""
     path = output.folder / "config.json"
-    # Without a base model, mergekit takes the config from an arbitrary model.
-    if base is None or not path.exists():
-        return
-    expected = replay.out_config.to_dict()
-    content = read_json(path)
-    for key in _SHAPE_KEYS:
-        if key in content and key in expected and content[key] != expected[key]:
-            text = f"{key} must be {expected[key]!r}, as the recipe gives it, got {content[key]!r}"
-            yield Problem("inconsistent", path.name, text)
+    if not path.exists():
+        return []
+    content = dict(read_json(path))
+    found = [_compare_config(path.name, content, expected) for expected in _expected_configs(replay, options)]
+    return min(found, key=len)
+
+
+def _expected_configs(replay: Replay, options: MergeOptions) -> Iterable[PretrainedConfig]:
+    """Return the config that mergekit would write; without a base model, those of which it takes an arbitrary one."""
+    recipe = replay.config
+    architecture = get_architecture_info(recipe.model_copy(deep=True), options)
+    if recipe.base_model is not None:
+        configs = [copy.deepcopy(replay.out_config)]
+    else:
+        changes = {"dtype": None, "out_dtype": None}
+        configs = [
+            _model_out_config(
+                recipe.model_copy(update={**changes, "base_model": model}, deep=True),
+                architecture,
+                options.trust_remote_code,
+            )
+            for model in sorted(recipe.referenced_models(), key=str)
+        ]
+    for info in replay._tokenizers.values():
+        padding = None if recipe.tokenizer is None else recipe.tokenizer.pad_to_multiple_of
+        for config in configs:
+            _update_config_vocab(config, architecture, info.tokenizer, pad_to_multiple_of=padding)
+    return configs
+
+
+def _compare_config(file: str, content: dict[str, Any], expected: PretrainedConfig) -> list[Problem]:
+    # As save_pretrained writes it.
+    written: dict[str, Any] = json.loads(expected.to_json_string())
+    differences: Iterable[tuple[str, object, object]]
+    if content.get("transformers_version") == written["transformers_version"]:
+        # What has its default need not be written.
+        defaults = json.loads(expected.to_json_string(use_diff=False))
+        differences = _compare_objects(written, content, defaults)
+    else:
+        # Versions of transformers write other keys for the same: what both know of is compared as this one reads it.
+        try:
+            read = json.loads(type(expected).from_dict(content).to_json_string(use_diff=False))
+        except Exception as error:  # each config class checks what it likes
+            return [Problem("inconsistent", file, f"transformers cannot read it: {one_line(error)}")]
+        full = json.loads(expected.to_json_string(use_diff=False))
+        read["model_type"] = content.get("model_type", _ABSENT)  # that of the class, whatever the file says
+        differences = _compare_objects(full, read, None)
+    return [Problem("inconsistent", file, _config_text(*difference)) for difference in differences]
+
+
+def _compare_objects(
+    expected: dict[str, Any], found: dict[str, Any], defaults: dict[str, Any] | None, place: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """Compare two JSON objects, key by key.
+
+    Args:
+        expected: One.
+        found: The other.
+        defaults: Values that only ``found`` may give; None to compare the keys that both have.
+        place: What precedes the keys.
+
+    Yields:
+        Key, with those above it, and the two values.
+    """
+    for key in sorted((expected.keys() | found.keys()) - _IGNORED_KEYS):
+        left, right = expected.get(key, _ABSENT), found.get(key, _ABSENT)
+        if isinstance(left, dict) and isinstance(right, dict):
+            below = None if defaults is None else defaults.get(key)
+            if defaults is not None and not isinstance(below, dict):
+                below = {}
+            yield from _compare_objects(left, right, below, f"{place}{key}.")
+            continue
+        if key not in expected or key not in found:
+            if defaults is None:
+                continue
+            if key in found and defaults.get(key, _ABSENT) == right:
+                continue
+        if left != right:
+            yield f"{place}{key}", left, right
+
+
+def _config_text(key: str, expected: object, found: object) -> str:
+    if expected is _ABSENT:
+        return f"{key} must not be set, as the recipe gives none, got {found!r}"
+    got = "it is missing" if found is _ABSENT else f"got {found!r}"
+    return f"{key} must be {expected!r}, as the recipe gives it, {got}"
 
 
 class _Comparison:

@@ -134,7 +134,8 @@ def _verdict(answer: Verification) -> str:
         parts.append(f"{count:,} tensor{' is' if count == 1 else 's are'} not what {recipe} gives")
     elif not parts:
         parts.append("every tensor is what the recipe gives, but the files do not agree")
-    only_bits = answer.differences and all(difference.kind == "bits" for difference in answer.differences)
-    if answer.determinism is not None and answer.determinism.value == "random" and only_bits and not answer.problems:
-        return f"UNDECIDED: {answer.output}: {'; '.join(parts)}, and the method is random; {compared}"
+    if answer.undecided:
+        random = answer.determinism is not None and answer.determinism.value == "random"
+        why = "the method is random" if random else "the order of a union of vocabularies is random"
+        return f"UNDECIDED: {answer.output}: {'; '.join(parts)}, and {why}; {compared}"
     return f"NOT THE SAME: {answer.output}: {'; '.join(parts)}; {compared}"

@@ -16,6 +16,7 @@ from mergekit_select.checkpoints import TOKENIZER_FILES
 from mergekit_select.findings import Findings, one_line
 from mergekit_select.models import Model, with_stand_ins
 from mergekit_select.planning import Plan, named
+from mergekit_select.replay import no_bar_of_mergekits_own
 
 
 def aligned_rows(
@@ -35,14 +36,15 @@ def aligned_rows(
     place = "tokenizer" if local.tokenizer else "tokenizer_source"
     by_stand_in = {model.stand_in: model for model in models.values()}
     try:
-        info = build_tokenizer(
-            base_model=local.base_model,
-            # mergekit takes them from a set; in the recipe's order the size comes out the same.
-            referenced_models=[model.stand_in for model in models.values()],
-            tokenizer_source=source,
-            trust_remote_code=options.trust_remote_code,
-            add_tokens=list(tokens),
-        )
+        with no_bar_of_mergekits_own():
+            info = build_tokenizer(
+                base_model=local.base_model,
+                # mergekit takes them from a set; in the recipe's order the size comes out the same.
+                referenced_models=[model.stand_in for model in models.values()],
+                tokenizer_source=source,
+                trust_remote_code=options.trust_remote_code,
+                add_tokens=list(tokens),
+            )
     except Exception as error:
         message = f"mergekit cannot build the output's tokenizer: {named(error, by_stand_in)}"
         findings.error("tokenizer-invalid", place, str(source), message, "give every model its tokenizer files")
@@ -113,7 +115,18 @@ def _configured(
     # A method that uses nothing of the task it belongs to.
     look_up: Any = PermutedVocabulary.compute_default_embedding
     for token, settings in tokens.items():
-        if settings.source is None or not tensors:
+        rows = [info.permutations.get(reference, {}).get(ids[token], -1) for reference in tensors]
+        if not tensors or (not settings.force and min(rows) >= 0):
+            continue  # every model brings a row of its own
+        if settings.source is None:
+            findings.error(
+                "tokenizer-invalid",
+                f"tokenizer.tokens.{token}",
+                "",
+                f"a token must have a source where {'force is set' if settings.force else 'a model lacks it'}; "
+                f"mergekit cannot make its row of {name}",
+                "give it a source, such as {kind: zero} or a model that has it",
+            )
             continue
         try:
             look_up(None, info, tensors, info.permutations, token, ids[token], settings)
