@@ -23,9 +23,10 @@ from mergekit_select.draws import BITS, DrawStream, stream_key
 from mergekit_select.errors import ParameterError, TensorError, UnsupportedDtypeError
 from mergekit_select.weights import slots, thresholds
 
-# Elements handled at once. On a processor 2^17 were best (measured): about what 2 MiB of L2 cache hold with their
-# buffers, while the interpreter takes a tenth of the time. An accelerator has kernel launches to make up for.
-_CHUNK_CPU = 1 << 17
+# Elements handled at once. On a processor, of 2^16 to 2^20 these were best (measured with two threads and 2 MiB of L2
+# cache each): fewer leave the threads waiting for the interpreter, more fall out of the caches. An accelerator has
+# kernel launches to make up for.
+_CHUNK_CPU = 1 << 18
 _CHUNK_ACCELERATOR = 1 << 20
 # Chunks and threads become fewer until the buffers fit in these bytes, of one thread and of all.
 _WORKER_BYTES = 8 << 20
