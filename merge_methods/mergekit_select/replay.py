@@ -166,6 +166,7 @@ class Replay:
         config: The recipe as given; not modified.
         tensors: In the order in which mergekit would execute them.
         out_config: The config.json that mergekit would write, but for dtype and the size of an aligned vocabulary.
+        tokenizers: Those built so far, each once, for tensors that are aligned to them.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Replay:
         self.tensors = tuple(tensors)
         self.out_config = out_config
         self._options = options
-        self._tokenizers: dict[BuildTokenizer, Any] = {}
+        self.tokenizers: dict[BuildTokenizer, Any] = {}
 
     def merged(self, planned: PlannedTensor) -> torch.Tensor | None:
         """Compute one tensor as the merge would write it; None where mergekit would skip an optional one.
@@ -218,10 +219,10 @@ class Replay:
     def _evaluate(self, task: Task[Any]) -> Any:
         """Execute a task after what it depends on; of the results only tokenizers are kept."""
         if isinstance(task, BuildTokenizer):
-            if task not in self._tokenizers:
+            if task not in self.tokenizers:
                 with no_bar_of_mergekits_own():
-                    self._tokenizers[task] = task.execute()
-            return self._tokenizers[task]
+                    self.tokenizers[task] = task.execute()
+            return self.tokenizers[task]
         arguments = {name: self._evaluate(dependency) for name, dependency in task.arguments().items()}
         if not task.uses_accelerator():
             return task.execute(**arguments)

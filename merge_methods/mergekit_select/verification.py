@@ -277,7 +277,7 @@ def _expected_configs(replay: Replay, options: MergeOptions) -> Iterable[Pretrai
             )
             for model in sorted(recipe.referenced_models(), key=str)
         ]
-    for info in replay._tokenizers.values():
+    for info in replay.tokenizers.values():
         padding = None if recipe.tokenizer is None else recipe.tokenizer.pad_to_multiple_of
         for config in configs:
             _update_config_vocab(config, architecture, info.tokenizer, pad_to_multiple_of=padding)
