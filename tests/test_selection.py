@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from mergekit_select import drawn, resample, select, selection
+from mergekit_select import drawn, resample, select, selection_plan, selection_threads, selection_worker
 from mergekit_select.errors import ParameterError, TensorError, UnsupportedDtypeError
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -69,8 +69,8 @@ ROUNDS = st.one_of(st.none(), st.integers(1, 7))
 def test_results_and_origins_are_those_of_the_reference(weights, dtype, with_base, rounds, seed, name, size, chunk):
     tensors, base = inputs(len(weights), (size,), dtype)
     options = dict(weights=weights, seed=seed, name=name)
-    original = selection._CHUNK_CPU
-    selection._CHUNK_CPU = chunk
+    original = selection_threads._CHUNK_CPU
+    selection_threads._CHUNK_CPU = chunk
     try:
         if with_base:
             options["rounds"] = rounds
@@ -80,7 +80,7 @@ def test_results_and_origins_are_those_of_the_reference(weights, dtype, with_bas
             merged = select(tensors, **options)
             origins = list(drawn(tensors, **options))
     finally:
-        selection._CHUNK_CPU = original
+        selection_threads._CHUNK_CPU = original
     expected, first, chosen = reference.merge(
         [bits(t).tolist() for t in tensors], bits(base).tolist() if with_base else None, **options
     )
@@ -125,7 +125,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("chunk", [4, 52, 1 << 17])
 def test_strides_do_not_matter(layout, dtype, chunk, monkeypatch):
-    monkeypatch.setattr(selection, "_CHUNK_CPU", chunk)
+    monkeypatch.setattr(selection_threads, "_CHUNK_CPU", chunk)
     tensors, base = inputs(4, (7, 8, 9), dtype)
     strided = [LAYOUTS[layout](t) for t in [*tensors, base]]
     dense = [t.clone(memory_format=torch.contiguous_format) for t in strided]
@@ -313,7 +313,7 @@ def test_threads_and_chunks_change_no_bit(dtype, rounds, monkeypatch):
         if chunk == 12:
             tensors, base = [t[:5000] for t in tensors], base[:5000]
             expected = tuple(t[:5000] for t in expected)
-        monkeypatch.setattr(selection, "_CHUNK_CPU", chunk)
+        monkeypatch.setattr(selection_threads, "_CHUNK_CPU", chunk)
         torch.set_num_threads(number)
         try:
             found = select(tensors), resample(tensors, base, rounds=rounds)
@@ -325,7 +325,7 @@ def test_threads_and_chunks_change_no_bit(dtype, rounds, monkeypatch):
 
 def test_threads_started_later_use_as_many_threads_as_before(large):
     torch.set_num_threads(2)
-    selection._pool.cache_clear()
+    selection_threads.pool.cache_clear()
     select(large[0])
     seen = []
     thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
@@ -334,11 +334,28 @@ def test_threads_started_later_use_as_many_threads_as_before(large):
     assert seen == [2]
 
 
+def test_threads_of_the_pool_run_operations_in_one_thread():
+    def threads_after_an_operation():
+        torch.zeros(1)
+        return torch.get_num_threads()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    selection_threads.pool.cache_clear()
+    try:
+        pool = selection_threads.pool(2)
+        assert {pool.submit(threads_after_an_operation).result() for _ in range(8)} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+        selection_threads.pool.cache_clear()
+
+
 def test_an_error_in_a_thread_is_raised_and_ends_the_others(large, monkeypatch):
     def fail(*_args):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(selection._Worker, "merge", fail)
+    monkeypatch.setattr(selection_worker.Worker, "merge", fail)
     with pytest.raises(MemoryError, match="no room"):
         select(large[0])
 
@@ -350,11 +367,13 @@ def test_an_error_in_a_thread_is_raised_and_ends_the_others(large, monkeypatch):
 def test_buffers_stay_within_their_budget(sub_models, dtype, rounds, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     tensor = torch.empty(1, dtype=dtype).expand(2**32)
-    plan = selection._plan([tensor] * sub_models, tensor, None, rounds, 0, "")
-    buffers = selection._Buffers(plan, plan.chunk)
-    tensors = [*vars(buffers).values(), *vars(buffers.stream).values(), *buffers.undrawn, *buffers.strided]
+    plan = selection_plan.make_plan([tensor] * sub_models, tensor, None, rounds, 0, "")
+    chunk, shared_by = selection_threads.share(plan)
+    buffers = selection_worker.Buffers(plan, chunk)
+    tensors = [*vars(buffers).values(), *vars(buffers.stream).values(), *buffers.masks]
+    tensors += [*buffers.strided, *getattr(buffers, "reach", [])]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if hasattr(t, "numel")}
-    assert sum(storages.values()) * max(1, plan.threads) <= 64 * 2**20
+    assert sum(storages.values()) * max(1, shared_by) <= 64 * 2**20
 
 
 @pytest.mark.parametrize(
