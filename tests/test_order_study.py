@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,36 +19,46 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from order_study import study as study_module
-from order_study import text, training
+from order_study import text, tokens, training
+from order_study.checkpoints import Origin
 from order_study.cli import main
 from order_study.compare import compare, table
 from order_study.errors import StudyError
-from order_study.folders import writing
-from order_study.order import OrderSampler, permutation
-from order_study.settings import PARTS, Architecture, Study, Text, Training
+from order_study.example import Example
+from order_study.folders import file_digest, writing
+from order_study.order import OrderedBatches, permutation
+from order_study.settings import PARTS, Architecture, FreshBase, Study, Training
+from order_study.sources import Text
+from order_study.states import States
 from order_study.study import train_study
 from order_study.tokens import encode, train_tokenizer
 from order_study.weights import share_equal
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MODELS = ("base", "order-1", "order-2", "order-3")
+ARCHITECTURE = Architecture(
+    vocab_size=300,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=400,
+)
+BASE = FreshBase(architecture=ARCHITECTURE, training=Training(epochs=1, learning_rate=1e-2, warmup_steps=0))
 TINY = Study(
-    text=Text(topics=1),
-    architecture=Architecture(
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=400,
-    ),
-    base=Training(epochs=1, learning_rate=1e-2, warmup_steps=0),
+    data=Text(topics=1),
+    base=BASE,
     fine_tuning=Training(epochs=2, learning_rate=1e-3, warmup_steps=0),
 )
 
 
 def quiet(_: str) -> None:
     """Report nothing."""
+
+
+def plain(*passages: str) -> list[Example]:
+    """Passages as examples without a prompt."""
+    return [Example("", passage) for passage in passages]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -157,15 +168,11 @@ def test_tokenizer_gives_every_text_back() -> None:
         assert tokenizer.decode(ids[1:]) == sample
 
 
-def test_a_passage_beyond_the_context_is_refused_not_cut() -> None:
+def test_a_passage_beyond_the_context_is_left_out_not_cut() -> None:
     tokenizer = train_tokenizer(["abc"], 300, 8)
-    assert len(encode(["zyxwvu"], tokenizer, 8)[0]["input_ids"]) == 8
-    with pytest.raises(StudyError) as caught:
-        encode(["zyxwvut"], tokenizer, 8)
-    assert str(caught.value) == (
-        "a passage must fit the context of 8 tokens, got 9 in 'zyxwvut': "
-        "lower passage_characters or raise max_position_embeddings"
-    )
+    encoded = encode(plain("zyxwvut", "zyxwvu", "zyxwvuts"), tokenizer, 8)
+    assert [len(sample["input_ids"]) for sample in encoded.samples] == [8]
+    assert encoded.left_out == [0, 2]
 
 
 # Order
@@ -186,28 +193,30 @@ def test_orders_differ_between_seeds_and_epochs() -> None:
 def test_order_never_changes() -> None:
     # From the shell: for i in 0 1 2 3 4 5 6 7; do echo $(printf 1/0/$i | sha256sum) $i; done | sort
     assert permutation(8, 1, 0) == [5, 1, 2, 0, 4, 7, 6, 3]
-    sampler = OrderSampler(8, 1)
-    assert list(sampler) == permutation(8, 1, 0)
-    sampler.set_epoch(1)
-    assert list(sampler) == permutation(8, 1, 1) != permutation(8, 1, 0)
+    batches = OrderedBatches(8, 1, batch_size=8, composition="redrawn")
+    assert list(batches) == [permutation(8, 1, 0)]
+    batches.sampler.set_epoch(1)
+    assert list(batches) == [permutation(8, 1, 1)] != [permutation(8, 1, 0)]
 
 
 def test_training_sees_each_sample_once_an_epoch_in_the_order_of_the_seed(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passages = [f"passage {i}" for i in range(13)]
     tokenizer = train_tokenizer(passages, 300, 40)
-    samples = encode(passages, tokenizer, 40)
+    samples = encode(plain(*passages), tokenizer, 40).samples
     seen: list[list[str]] = []
 
-    class Watching(training.DataCollatorForSeq2Seq):
+    class Watching(tokens.DataCollatorForSeq2Seq):
         def __call__(self, features: list[dict[str, list[int]]], return_tensors: None = None) -> object:
             seen.append([tokenizer.decode(f["input_ids"], skip_special_tokens=True) for f in features])
             return super().__call__(features, return_tensors)
 
-    monkeypatch.setattr(training, "DataCollatorForSeq2Seq", Watching)
+    monkeypatch.setattr(tokens, "DataCollatorForSeq2Seq", Watching)
     run = TINY.sub_runs()[1]
-    training.train(training.fresh_model(TINY.architecture, tokenizer, 0), samples, tokenizer, run)
+    model = training.fresh_model(ARCHITECTURE, tokenizer, 0)
+    states = States(tmp_path / "model", Origin(run=run, text_sha256="", start_sha256=None), None)
+    training.train(model, samples, tokenizer, run, states, training.Snapshots((), lambda *_: None))
     assert [len(batch) for batch in seen] == [8, 5, 8, 5]  # the small batch at the end is kept
     for epoch in range(2):
         shown = [passage for batch in seen[2 * epoch : 2 * epoch + 2] for passage in batch]
@@ -268,13 +277,14 @@ def test_changed_settings_retrain_what_depends_on_them(copy: Path) -> None:
     longer = TINY.fine_tuning.model_copy(update={"epochs": 1})
     fine_tuned = TINY.model_copy(update={"fine_tuning": longer})
     assert retrained(copy, fine_tuned) == set(MODELS[1:])
-    other_base = fine_tuned.model_copy(update={"base": TINY.base.model_copy(update={"learning_rate": 2e-2})})
+    slower = BASE.training.model_copy(update={"learning_rate": 2e-2})
+    other_base = fine_tuned.model_copy(update={"base": BASE.model_copy(update={"training": slower})})
     assert retrained(copy, other_base) == set(MODELS)
 
 
 @pytest.mark.usefixtures("no_training")
 def test_another_text_retrains_all(copy: Path) -> None:
-    assert retrained(copy, TINY.model_copy(update={"text": Text(topics=1, passage_characters=380)})) == set(MODELS)
+    assert retrained(copy, TINY.model_copy(update={"data": Text(topics=1, passage_characters=380)})) == set(MODELS)
 
 
 def test_a_damaged_model_is_trained_again(copy: Path) -> None:
@@ -292,7 +302,7 @@ def test_sub_models_of_another_base_are_trained_again(copy: Path) -> None:
     base.write_bytes(changed)
     record = copy / "base" / "training.json"
     document = json.loads(record.read_text())
-    document["weights_sha256"] = study_module.file_digest(base)
+    document["weights_sha256"] = file_digest(base)
     record.write_text(json.dumps(document))
     assert retrained(copy, TINY) == set(MODELS[1:])
 
@@ -320,15 +330,15 @@ def test_an_interrupted_run_leaves_nothing_finished_and_is_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(study_module.checkpoints, "_card", interrupted)  # weights are written by then
+        patch.setattr(study_module.checkpoints, "trained_card", interrupted)  # weights are written by then
         with pytest.raises(KeyboardInterrupt):
             train_study(TINY, folder, quiet)
     assert [path.name for path in folder.iterdir()] == ["text"]
 
-    def cut_off_at(model: object, samples: object, tokenizer: object, run: training.Run) -> None:
-        if run.name == "order-2":
+    def cut_off_at(*arguments: Any) -> None:
+        if arguments[3].name == "order-2":
             raise KeyboardInterrupt
-        training.train(model, samples, tokenizer, run)  # type: ignore[arg-type]
+        training.train(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(study_module, "train", cut_off_at)
@@ -351,7 +361,8 @@ def test_sub_models_of_a_base_to_be_replaced_go_first(copy: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study_module, "train", interrupted)
-    other = TINY.model_copy(update={"base": TINY.base.model_copy(update={"epochs": 3})})
+    longer = BASE.training.model_copy(update={"epochs": 3})
+    other = TINY.model_copy(update={"base": BASE.model_copy(update={"training": longer})})
     with pytest.raises(KeyboardInterrupt):
         train_study(other, copy, quiet)
     assert [path.name for path in copy.iterdir()] == ["text"]
@@ -444,7 +455,7 @@ def test_compare_prints_the_right_numbers(out: Path) -> None:
     assert result.exit_code == 0, result.output
     with (out / "text" / "held_out.jsonl").open(encoding="utf-8") as file:
         passages = [json.loads(line)["text"] for line in file]
-    assert passages == text.split(TINY.text)["held_out"]
+    assert passages == text.split(Text(topics=1))["held_out"]
     losses = {name: independent_loss(out / name, passages) for name in MODELS}
     lines = result.output.splitlines()
     assert lines[0] == f"held-out loss in nats per token, over {losses['base'][1]:,} tokens"
@@ -465,7 +476,7 @@ def test_compare_prints_the_right_numbers(out: Path) -> None:
 
 def test_the_base_has_learnt_and_fine_tuning_helps(out: Path) -> None:
     rows = compare({name: out / name for name in MODELS}, out / "text")
-    assert rows[0].held_out.loss < math.log(TINY.architecture.vocab_size) - 0.5
+    assert rows[0].held_out.loss < math.log(ARCHITECTURE.vocab_size) - 0.5
     assert all(row.held_out.loss < rows[0].held_out.loss for row in rows[1:])
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from order_study.errors import StudyError
-from order_study.tokens import Sample, encode
+from order_study.example import Example
+from order_study.losses import load_model, sample_losses
+from order_study.tokens import Sample, context_length, encode, existing_tokenizer
 from order_study.training import reproducible
 
 _BATCH = 16
@@ -39,29 +40,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"a model must be a folder with a Hugging Face checkpoint, but {folder} has no config.json: "
             "train or merge it first"
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    # Traces of how it was loaded, HF_HUB_OFFLINE among them, which transformers would save with a sub-model.
-    for trace in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(trace, None)
-    return tokenizer
+    return existing_tokenizer(str(folder))
 
 
-def held_out_loss(folder: Path, passages: list[str]) -> tuple[HeldOut, list[Sample]]:
-    """Load a model and measure its loss on passages; also return these as its own tokenizer sees them.
+def held_out_loss(folder: Path, examples: list[Example]) -> tuple[HeldOut, list[Sample]]:
+    """Load a model and measure its loss on examples; also return these as its own tokenizer sees them.
 
     Whatever the weights are stored as, the loss is computed in fp32.
     """
     tokenizer = load_tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    model.eval()
-    samples = encode(passages, tokenizer, model.config.max_position_embeddings)
-    collate = DataCollatorForSeq2Seq(tokenizer)
-    total, count = 0.0, 0
-    with torch.inference_mode(), reproducible(threads=1):
-        for start in range(0, len(samples), _BATCH):
-            batch = collate(samples[start : start + _BATCH])
-            labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch).logits[:, :-1]
-            total += cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
-            count += int((labels != -100).sum())
-    return HeldOut(loss=total / count, tokens=count), samples
+    model = load_model(folder, torch.device("cpu"))
+    samples = encode(examples, tokenizer, context_length(model.config, tokenizer)).samples
+    with reproducible(threads=1):
+        losses = sample_losses(model, samples, _BATCH)
+    return HeldOut(loss=losses.mean(), tokens=int(losses.tokens.sum())), samples

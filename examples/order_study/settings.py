@@ -1,39 +1,28 @@
-"""What a study and each of its runs are: frozen, validated, and all that decides the bits of a model."""
+"""What a study and each of its runs are: frozen and validated; a YAML configuration maps onto `Study` as it is."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from typing_extensions import Self
+
+from order_study.sources import Fraction, HubDataset, JsonLines, Text, TextFile
 
 Part = Literal["base", "fine_tuning", "held_out"]
 PARTS: tuple[Part, ...] = ("base", "fine_tuning", "held_out")
+BASE = "base"  # name of the model that all others start from
+Composition = Literal["redrawn", "fixed"]
+Precision = Literal["fp32", "bf16_mixed", "bf16"]
+Stored = Literal["bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes; transformers seeds it along with torch
+Data = Annotated[Text | JsonLines | HubDataset, Field(discriminator="source")]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Text(_Frozen):
-    """How the text is cut into passages and split; the fine-tuning part is what the other two leave."""
-
-    source: Literal["pydoc_data.topics"] = "pydoc_data.topics"
-    topics: Count | None = None  # the longest ones only; None: all
-    passage_characters: Count = 400
-    base: Fraction = 0.45
-    held_out: Fraction = 0.15
-
-    @model_validator(mode="after")
-    def _leaves_fine_tuning(self) -> Self:
-        if self.base + self.held_out >= 1:
-            raise ValueError(
-                f"base + held_out must stay below 1, got {self.base} + {self.held_out}: lower one of them, "
-                "so that something is left to fine-tune on"
-            )
-        return self
 
 
 class Architecture(_Frozen):
@@ -47,47 +36,146 @@ class Architecture(_Frozen):
     max_position_embeddings: Count = 512  # a token is a byte at least, so every passage of ASCII fits
 
 
+class Lora(_Frozen):
+    """Adapters of low rank instead of full fine-tuning; they are in fp32 whatever the weights they add to are in."""
+
+    rank: Count = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] | None = None  # None: every linear layer but the output
+
+
 class Training(_Frozen):
     """One training, save for the order of its data: what all sub-models of a study share."""
 
     epochs: Count
-    batch_size: Count = 8
+    batch_size: Count = 8  # samples per step, in `gradient_accumulation` pieces
+    gradient_accumulation: Count = 1
+    gradient_checkpointing: bool = False
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["cosine", "linear"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Seed = 0  # initial weights where a run makes its own, and dropout where the architecture has any
-    # fp32 weights in training, bf16 on disk: an update below half a bf16 step is lost on saving, which leaves
-    # the parameter equal to the base. A CPU takes three times as long to train in bf16 itself or in autocast.
-    precision: Literal["fp32"] = "fp32"
-    saved_as: Literal["bf16"] = "bf16"
+    # fp32: weights and arithmetic in fp32. bf16_mixed: fp32 weights, arithmetic in bf16 where that is safe. bf16:
+    # both in bf16. An update below half a bf16 step is lost on saving as bf16, and with bf16 weights at every step,
+    # which leaves the parameter equal to the base. A step in bf16 took three quarters of the time of one in fp32 on a
+    # CPU that knows bf16, and three times as long on another.
+    precision: Precision = "fp32"
+    saved_as: Stored = "bf16"
+    lora: Lora | None = None
+    save_steps: Count | None = None  # steps between the states that training can resume from; None: five minutes
+
+    @model_validator(mode="after")
+    def _pieces_are_whole(self) -> Self:
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size must be a multiple of gradient_accumulation, got {self.batch_size} and "
+                f"{self.gradient_accumulation}: change one of them"
+            )
+        return self
+
+
+class FreshBase(_Frozen):
+    """A base that the study trains itself, from random weights."""
+
+    architecture: Architecture = Architecture()
+    training: Training = Training(epochs=10, learning_rate=3e-3)
+    order: Seed = 0
+    text: tuple[TextFile, ...] | None = None  # None: the base part of pydoc_data.topics
+    threads: Count | None = None  # None: those of the study
+
+    @field_validator("training")
+    @classmethod
+    def _all_weights(cls, training: Training) -> Training:
+        if training.lora is not None:
+            raise ValueError("a fresh base has no weights yet that an adapter could add to: leave lora out")
+        return training
+
+
+class GivenBase(_Frozen):
+    """A base that exists: any causal language model that transformers loads."""
+
+    model: Annotated[str, Field(min_length=1)]  # a folder, or an id on the hub
+    revision: str | None = None
+
+
+def _which_base(value: Any) -> str:
+    return "given" if isinstance(value, GivenBase) or (isinstance(value, Mapping) and "model" in value) else "fresh"
+
+
+Base = Annotated[
+    Annotated[FreshBase, Tag("fresh")] | Annotated[GivenBase, Tag("given")],
+    Discriminator(_which_base),
+]
+
+
+class Merging(_Frozen):
+    """Which merges are made beside the average."""
+
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0, 1, 2)
+    rounds: tuple[Count | None, ...] = (1, 2, 3, None)  # None: until the value drawn differs from the base's
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more different seeds, got {self.seeds}: list each seed once")
+        if len(set(self.rounds)) < len(self.rounds):
+            raise ValueError(f"rounds must be different, got {self.rounds}: list each number once")
+        return self
+
+
+class ExactMatch(_Frozen):
+    """Greedy generation, and whether the final number of the answer is that of the response."""
+
+    samples: Count | None = None  # of the held-out part; None: all
+    max_new_tokens: Count = 256
+
+
+class Measuring(_Frozen):
+    """What is measured of the models."""
+
+    bins: Count = 20  # of position in the epoch
+    bootstrap: Count = 2000  # resamples
+    confidence: Fraction = 0.95
+    seed: Seed = 0  # of the bootstrap
+    batch_size: Count = 16
+    training_samples: Count | None = None  # loss on the first n fine-tuning samples only; None: on all
+    exact_match: ExactMatch | None = None
 
 
 class Run(_Frozen):
-    """The making of one model. Sub-models of a study differ in `order`, and in the name that carries it."""
+    """The training of one model. Sub-models of a study differ in `order`, and in the name that carries it."""
 
     name: str
     part: Part
-    start: str | None  # name of the run whose saved model this one starts from; None: fresh weights
-    architecture: Architecture
+    start: str | None  # name of the model whose saved weights this one starts from; None: fresh weights
+    architecture: Architecture | None  # of fresh weights
     training: Training
+    composition: Composition
+    device: Device
     threads: Count  # sums are split over threads, so their number is part of what decides the bits
     order: Seed
 
 
 class Study(_Frozen):
-    """A base and its sub-models, one for each order seed."""
+    """A base and its sub-models, one for each order seed, and what is done with them."""
 
-    text: Text = Text()
-    architecture: Architecture = Architecture()
-    base: Training = Training(epochs=10, learning_rate=3e-3)
+    data: Data = Text()
+    base: Base = FreshBase()
     fine_tuning: Training = Training(epochs=3, learning_rate=3e-4)
-    base_order: Seed = 0
     orders: tuple[Seed, ...] = (1, 2, 3)
+    # redrawn: each epoch is a fresh permutation of the samples, cut into batches. fixed: the samples are cut into
+    # batches once, the same for all orders, and each epoch is a fresh permutation of the batches.
+    composition: Composition = "redrawn"
+    checkpoints: Annotated[int, Field(ge=0)] = 0  # states kept of each sub-model before its last, evenly spaced
     # With models this small a second thread gains little, and where another process keeps a core busy, the
     # barriers between two cost forty times the step (measured: 78 ms with one thread, 3.5 s with two).
     threads: Count = 1
+    device: Device = "cpu"  # auto: an accelerator where there is one
+    merging: Merging = Merging()
+    measuring: Measuring = Measuring()
 
     @field_validator("orders")
     @classmethod
@@ -96,20 +184,57 @@ class Study(_Frozen):
             raise ValueError(f"orders must be two or more different seeds, got {orders}: list each seed once")
         return orders
 
-    def base_run(self) -> Run:
-        """The run that trains the base from fresh weights."""
+    @model_validator(mode="after")
+    def _base_fits(self) -> Self:
+        if isinstance(self.base, GivenBase):
+            return self
+        if self.base.text is None and not isinstance(self.data, Text):
+            raise ValueError(
+                "a base is trained from fresh weights on text of its own, but base.text is missing: name files "
+                "there, or a base that exists as base.model"
+            )
+        if self.base.training.saved_as != self.fine_tuning.saved_as:
+            raise ValueError(
+                "base and sub-models must be saved in one dtype to be compared and merged, got "
+                f"{self.base.training.saved_as} for the base and {self.fine_tuning.saved_as} for fine_tuning: "
+                "make saved_as the same"
+            )
+        return self
+
+    def base_run(self) -> Run | None:
+        """The run that trains the base from fresh weights; None for a base that is given."""
+        if isinstance(self.base, GivenBase):
+            return None
         return Run(
-            name="base",
+            name=BASE,
             part="base",
             start=None,
-            architecture=self.architecture,
-            training=self.base,
-            threads=self.threads,
-            order=self.base_order,
+            architecture=self.base.architecture,
+            training=_deciding(self.base.training),
+            composition="redrawn",
+            device=self.device,
+            threads=self.base.threads or self.threads,
+            order=self.base.order,
         )
 
     def sub_runs(self) -> list[Run]:
         """The runs that fine-tune the base, one for each order."""
-        base = self.base_run()
-        changes = {"part": "fine_tuning", "start": base.name, "training": self.fine_tuning}
-        return [base.model_copy(update={**changes, "name": f"order-{o}", "order": o}) for o in self.orders]
+        return [
+            Run(
+                name=f"order-{order}",
+                part="fine_tuning",
+                start=BASE,
+                architecture=None,
+                training=_deciding(self.fine_tuning),
+                composition=self.composition,
+                device=self.device,
+                threads=self.threads,
+                order=order,
+            )
+            for order in self.orders
+        ]
+
+
+def _deciding(training: Training) -> Training:
+    """A training without what decides nothing about its result."""
+    return training.model_copy(update={"save_steps": None})

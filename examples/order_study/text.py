@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pydoc_data import topics as pydoc_topics
 
-from order_study.settings import Part, Text
+from order_study.settings import Part
+from order_study.sources import Text
 
 SHARED_WORDS = 8
 
@@ -39,20 +40,25 @@ def cut(topics: Mapping[str, str], settings: Text) -> list[str]:
     seen: set[str] = set()
     passages: list[str] = []
     for name in longest_first[: settings.topics]:
-        paragraphs = []
-        for paragraph in re.split(r"\n\s*\n", topics[name].strip("\n")):
+        fresh = []
+        for paragraph in paragraphs(topics[name]):
             normal = " ".join(paragraph.split())
-            if normal and normal not in seen:
+            if normal not in seen:
                 seen.add(normal)
-                paragraphs.append(paragraph)
-        passages += join(paragraphs, settings.passage_characters)
+                fresh.append(paragraph)
+        passages += join(fresh, settings.passage_characters)
     return passages
 
 
-def join(paragraphs: Iterable[str], limit: int) -> list[str]:
+def paragraphs(content: str) -> list[str]:
+    """The paragraphs of a text: what stands between its empty lines."""
+    return [paragraph for paragraph in re.split(r"\n\s*\n", content.strip("\n")) if paragraph.strip()]
+
+
+def join(pieces: Iterable[str], limit: int) -> list[str]:
     """Join consecutive paragraphs up to `limit` characters; a longer one is cut between its lines."""
     passages: list[str] = []
-    for paragraph in paragraphs:
+    for paragraph in pieces:
         separator = "\n\n"
         for piece in [paragraph] if len(paragraph) <= limit else _lines(paragraph, limit):
             if passages and len(passages[-1]) + len(separator) + len(piece) <= limit:
@@ -88,14 +94,6 @@ def runs(passage: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", passage.lower())
     starts = range(max(1, len(words) - SHARED_WORDS + 1))
     return {tuple(words[start : start + SHARED_WORDS]) for start in starts}
-
-
-def digest(passages: Iterable[str]) -> str:
-    """SHA-256 of passages and their order."""
-    total = hashlib.sha256()
-    for passage in passages:
-        total.update(hashlib.sha256(passage.encode()).digest())
-    return total.hexdigest()
 
 
 def _lines(paragraph: str, limit: int) -> list[str]:

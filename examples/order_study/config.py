@@ -1,0 +1,94 @@
+"""A study from a YAML file, and what is wrong with it in one line per problem."""
+
+import difflib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from order_study.errors import StudyError
+from order_study.settings import FreshBase, GivenBase, Study
+from order_study.sources import HubDataset, JsonLines, Text
+
+# The tags by which pydantic tells apart what can stand in one place; it puts them into the path of an error.
+_TAGS: dict[str, type[BaseModel]] = {
+    "pydoc_data.topics": Text,
+    "jsonl": JsonLines,
+    "datasets": HubDataset,
+    "fresh": FreshBase,
+    "given": GivenBase,
+}
+
+
+def load_study(path: Path) -> Study:
+    """Read the configuration of a study.
+
+    Raises:
+        StudyError: It cannot be read, or breaks rules; each of these has a line of the message.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(
+            f"a study is read from a YAML file, but {path} cannot be read ({error.strerror}): check the path"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise StudyError(f"a study is read from a YAML file, but {path} is not YAML ({reason}): mend it") from error
+    if not isinstance(content, dict):
+        raise StudyError(
+            f"a study is a mapping of settings, but {path} holds {type(content).__name__}: write for example "
+            "`orders: [1, 2, 3]`"
+        )
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{path}: {_line(details)}" for details in error.errors()]
+        raise StudyError("\n".join(lines)) from error
+
+
+def _line(error: ErrorDetails) -> str:
+    location, kind = error["loc"], error["type"]
+    place = ".".join(str(key) for key in location if key not in _TAGS)
+    if kind == "extra_forbidden":
+        known = _fields(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"{place} is no setting: {remedy}"
+    if kind == "missing":
+        return f"{place} is missing: add it"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tags = ", ".join(tag for tag, model in _TAGS.items() if "source" in model.model_fields)
+        return f"{place}.source must say where the data come from: {tags}"
+    text = error["msg"].removeprefix("Value error, ")
+    where = f"{place}: " if place else ""
+    if kind == "value_error":
+        return f"{where}{text}"
+    return f"{where}{text[0].lower()}{text[1:]}, got {error['input']!r}: change it"
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    """The settings known at a place."""
+    models: list[type[BaseModel]] = [Study]
+    for key in location:
+        if key in _TAGS:
+            models = [_TAGS[str(key)]]
+        elif isinstance(key, str):
+            models = [
+                found
+                for model in models
+                if key in model.model_fields
+                for found in _models(model.model_fields[key].annotation)
+            ]
+    return [name for model in models for name in model.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType, tuple):
+        return [model for argument in get_args(annotation) for model in _models(argument)]
+    return []

@@ -1,0 +1,119 @@
+"""Where the samples of a study come from, as settings: text that CPython carries, files, or a data set of the hub."""
+
+import string
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+_Count = Annotated[int, Field(ge=1)]
+_Skip = Annotated[int, Field(ge=0)]
+
+
+def fields(template: str) -> list[str]:
+    """The names of the fields in a template, in their order."""
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+
+
+def _template(value: str) -> str:
+    try:
+        names = fields(value)
+    except ValueError as error:
+        raise ValueError(
+            f"a template must be text with fields in braces, but {value!r} cannot be read ({error}): write {{{{ "
+            "and }} for braces that stand for themselves"
+        ) from error
+    if not names:
+        raise ValueError(f"a template must name a field of the data, got {value!r}: write for example {{question}}")
+    for name in names:
+        if not name.isidentifier():
+            raise ValueError(
+                f"a template names fields of the data, but {value!r} has {{{name}}}: put the name of a field there, "
+                "and write {{ and }} for braces that stand for themselves"
+            )
+    return value
+
+
+Template = Annotated[str, AfterValidator(_template)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Text(_Frozen):
+    """How the text is cut into passages and split; the fine-tuning part is what the other two leave."""
+
+    source: Literal["pydoc_data.topics"] = "pydoc_data.topics"
+    topics: _Count | None = None  # the longest ones only; None: all
+    passage_characters: _Count = 400
+    base: Fraction = 0.45
+    held_out: Fraction = 0.15
+
+    @model_validator(mode="after")
+    def _leaves_fine_tuning(self) -> Self:
+        if self.base + self.held_out >= 1:
+            raise ValueError(
+                f"base + held_out must stay below 1, got {self.base} + {self.held_out}: lower one of them, "
+                "so that something is left to fine-tune on"
+            )
+        return self
+
+
+class TextFile(_Frozen):
+    """A file that a fresh base is trained on: JSON lines made into passages, or plain text cut into them."""
+
+    path: Annotated[str, Field(min_length=1)]
+    template: Template | None = None  # makes a passage of a JSON record; None: the file is plain text
+    passage_characters: _Count = 400  # of plain text
+    skip: _Skip = 0  # records of JSON, passages of plain text
+    take: _Count | None = None
+
+
+class _Pairs(_Frozen):
+    """Records made into prompts and responses. `skip` and `take` are of the training records, in their order."""
+
+    prompt: Template
+    response: Template
+    skip: _Skip = 0
+    take: _Count | None = None
+    held_out_share: Fraction | None = None  # of the training records that were taken
+    held_out_take: _Count | None = None
+
+
+class JsonLines(_Pairs):
+    """Files of one JSON object per line; `${NAME}` in a path stands for an environment variable."""
+
+    source: Literal["jsonl"]
+    train: Annotated[str, Field(min_length=1)]
+    held_out: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _held_out_once(self) -> Self:
+        _one_of("held_out", self.held_out, self.held_out_share)
+        return self
+
+
+class HubDataset(_Pairs):
+    """A data set that the package `datasets` loads, by its id on the hub or from a folder."""
+
+    source: Literal["datasets"]
+    id: Annotated[str, Field(min_length=1)]
+    name: str | None = None
+    revision: str | None = None
+    train_split: str = "train"
+    held_out_split: str | None = None
+
+    @model_validator(mode="after")
+    def _held_out_once(self) -> Self:
+        _one_of("held_out_split", self.held_out_split, self.held_out_share)
+        return self
+
+
+def _one_of(name: str, value: str | None, share: float | None) -> None:
+    if (value is None) == (share is None):
+        raise ValueError(
+            f"what is held out is named by {name} or drawn as held_out_share, got "
+            f"{'neither' if value is None else 'both'}: give one of them"
+        )
