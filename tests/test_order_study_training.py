@@ -4,7 +4,9 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -547,3 +549,24 @@ def test_samples_all_of_which_are_too_long_are_refused(fresh: Study, tmp_path: P
 def test_counts_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"has no counts\.json of this version: train first"):
         read_counts(tmp_path)
+
+
+# Progress
+
+
+def steps_told(capsys: pytest.CaptureFixture[str]) -> list[int]:
+    """The steps that a training of five steps prints a line for, where stderr is no terminal."""
+    progress, state = Progress("order-1"), types.SimpleNamespace(global_step=0, max_steps=5)
+    progress.on_train_begin(None, state, None)
+    for state.global_step in range(1, 6):
+        progress.on_step_end(None, state, None)
+    progress.on_train_end(None, state, None)
+    return [int(step) for step in re.findall(r"^training order-1: step (\d) of 5$", capsys.readouterr().err, re.M)]
+
+
+def test_without_a_terminal_a_line_is_printed_after_every_pause(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert steps_told(capsys) == []
+    monkeypatch.setattr("order_study.progress._PAUSE", 0.0)
+    assert steps_told(capsys) == [1, 2, 3, 4, 5]
