@@ -55,7 +55,7 @@ TINY = Case(elements=1 << 16)
 def around(center: Case) -> list[Case]:
     """One thing varied at a time. Cases with the same inputs are neighbours; the headline is the first.
 
-    The largest takes 1 GiB a tensor, 7 of them in all: the cost of an element must not depend on the number of elements.
+    The largest takes 1 GiB a tensor, 7 GiB in all: the cost of an element must not depend on their number.
     """
     return [
         center,
