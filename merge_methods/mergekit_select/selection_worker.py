@@ -98,6 +98,10 @@ class Worker:
     def _cross_off(self, reach: Sequence[torch.Tensor]) -> None:
         """Take what the masks have just drawn out of the alternatives: out of its own reach and the later ones."""
         buffers, slots = self.buffers, self.plan.slots
+        if min(slots) == max(slots):
+            for before, mask, after in zip(reach, buffers.masks, buffers.reach, strict=True):
+                torch.sub(before, mask, alpha=slots[0], out=after)
+            return
         drawn = buffers.mark.fill_(slots[-1])  # the slots of the sub-model that each element has drawn
         for k, (count, following) in enumerate(pairwise(slots)):
             if count != following:
