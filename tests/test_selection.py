@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import reference
 from mergekit_select import drawn, resample, select, selection_plan, selection_threads, selection_worker
 from mergekit_select.errors import ParameterError, TensorError, UnsupportedDtypeError
+from mergekit_select.selection_scratch import Scratch
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [
@@ -306,6 +307,8 @@ def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large, scale)
 @pytest.mark.parametrize("rounds", [None, 1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_and_chunks_change_no_bit(dtype, rounds, monkeypatch):
+    for bound in ("_HANDED_FROM", "_SHARED_FROM"):
+        monkeypatch.setattr(selection_threads, bound, 4000)
     tensors, base = inputs(5, (3 * 2**17 + 7,), dtype)
     threads = torch.get_num_threads()
     expected = select(tensors), resample(tensors, base, rounds=rounds)
@@ -351,6 +354,59 @@ def test_threads_of_the_pool_run_operations_in_one_thread():
         selection_threads.pool.cache_clear()
 
 
+def test_sizes_decide_who_merges():
+    tensor, threads = torch.empty(1, dtype=torch.bfloat16), torch.get_num_threads()
+    shared = []
+    torch.set_num_threads(2)
+    try:
+        for size in (1, 2**17 - 1, 2**17, 2**20 - 1, 2**20, 2**32):
+            plan = selection_plan.make_plan([tensor.expand(size)] * 3, None, None, None, 0, "")
+            shared.append(selection_threads.share(plan)[1])
+    finally:
+        torch.set_num_threads(threads)
+    assert shared == [0, 0, 1, 1, 2, 2]
+
+
+def test_memory_kept_from_one_merge_to_the_next_changes_no_bit(large):
+    """Nor does inference mode, whose tensors could not be written to outside it, such as in threads of the pool."""
+    tensors, base = large
+    wide = [t.double() for t in tensors]
+    expected = select(tensors), select(wide), resample(tensors, base, rounds=2)
+    with torch.inference_mode():
+        found = select(tensors), select(wide), resample(tensors, base, rounds=2)
+    assert all(same(a, b.clone()) for a, b in zip(expected, found, strict=True))
+    small = [t[:1000] for t in tensors]
+    with torch.inference_mode():
+        inside = select(small)
+    assert same(select(small), inside.clone())
+
+
+def test_origins_may_be_asked_for_between_merges(large, monkeypatch):
+    monkeypatch.setattr(selection_threads, "_CHUNK_CPU", 1 << 12)
+    tensors = [t[:20_000] for t in large[0]]
+    expected = [origin.chosen for origin in drawn(tensors)]
+    found = []
+    for one, other in zip(drawn(tensors), drawn(tensors, large[1][:20_000], rounds=1), strict=True):
+        select(tensors, seed=1)
+        assert one.start == other.start
+        found.append(one.chosen)
+    assert len(found) == 5
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("threads", "kept"), [(1, True), (2, True), (64, False)])
+def test_no_more_memory_is_kept_than_its_budget(threads, kept):
+    tensors = [torch.zeros(2**18, dtype=torch.bfloat16) for _ in range(5)]
+    for rounds in (None, 1):
+        plan = selection_plan.make_plan(tensors[:4], tensors[4], None, rounds, 0, "")
+        with selection_threads.scratch(tensors[0].device, threads) as memory:
+            selection_worker.Worker(plan, 1 << 17, memory)
+        assert memory.bytes() > 2**20
+        with selection_threads.scratch(tensors[0].device, threads) as following:
+            assert (following is memory) == kept
+        assert following.bytes() * threads <= 16 * 2**20
+
+
 def test_an_error_in_a_thread_is_raised_and_ends_the_others(large, monkeypatch):
     def fail(*_args):
         raise MemoryError("no room")
@@ -369,7 +425,7 @@ def test_buffers_stay_within_their_budget(sub_models, dtype, rounds, threads, mo
     tensor = torch.empty(1, dtype=dtype).expand(2**32)
     plan = selection_plan.make_plan([tensor] * sub_models, tensor, None, rounds, 0, "")
     chunk, shared_by = selection_threads.share(plan)
-    buffers = selection_worker.Buffers(plan, chunk)
+    buffers = selection_worker.Buffers(plan, chunk, Scratch(tensor.device))
     tensors = [*vars(buffers).values(), *vars(buffers.stream).values(), *buffers.masks]
     tensors += [*buffers.strided, *getattr(buffers, "reach", [])]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if hasattr(t, "numel")}

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -64,21 +66,25 @@ def stream_key(seed: int, name: str, draw_round: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(message).digest()[:8], "little")
 
 
+def _empty(length: int, dtype: torch.dtype, device: torch.device | str | None = None) -> torch.Tensor:
+    return torch.empty(length, dtype=dtype, device=device)
+
+
 class DrawStream:
-    """Writes a tensor's draws, one run of elements at a time, into buffers of its own.
+    """Writes a tensor's draws, one run of elements at a time, into buffers.
 
     Args:
         length: The most draws that one call of ``read`` is asked for.
-        device: Where the draws are computed; the bits do not depend on it.
+        empty: Makes a buffer of so many elements of a dtype; the draws are computed on its device, on which no bit
+            depends. Buffers of its own on the default device when left out.
     """
 
     BYTES = 6  # of buffers, for each draw of ``length``
 
-    def __init__(self, length: int, device: torch.device | str | None = None):
+    def __init__(self, length: int, empty: Callable[[int, torch.dtype], torch.Tensor] = _empty):
         words = -(-length // LANES) + 1  # a run that starts inside a word ends inside another
-        self._multiples = torch.arange(words, dtype=torch.int64, device=device).mul_(_as_int64(_GAMMA))
-        self._words = torch.empty_like(self._multiples)
-        self._shifted = torch.empty_like(self._multiples)
+        self._multiples, self._words, self._shifted = (empty(words, torch.int64) for _ in range(3))
+        torch.arange(words, out=self._multiples).mul_(_as_int64(_GAMMA))
         self._fit(words)
 
     def _fit(self, count: int) -> None:
@@ -134,5 +140,5 @@ def draw(
     Returns:
         int32, shape (stop - start,), values in [0, 2^16).
     """
-    stream = DrawStream(stop - start, device)
+    stream = DrawStream(stop - start, partial(_empty, device=device))
     return stream.read(stream_key(seed, name, draw_round), start, stop).to(torch.int32) + (1 << (BITS - 1))

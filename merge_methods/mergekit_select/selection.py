@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from mergekit_select.selection_plan import Plan, make_plan
-from mergekit_select.selection_threads import pool, share
+from mergekit_select.selection_scratch import Scratch
+from mergekit_select.selection_threads import pool, scratch, share
 from mergekit_select.selection_worker import Worker, point
 
 
@@ -116,21 +117,24 @@ def drawn(
 
 
 def _run(plan: Plan) -> torch.Tensor:
-    merged = torch.empty(plan.like.shape, dtype=plan.like.dtype, device=plan.like.device)
-    flat = merged.view(plan.element).view(-1)
+    with torch.inference_mode(False):  # threads of the pool could not write to what was made in inference mode
+        merged = torch.empty(plan.like.shape, dtype=plan.like.dtype, device=plan.like.device)
+        flat = merged.view(plan.element).view(-1)
     chunk, threads = share(plan)
     starts = iter(range(0, len(flat), chunk))
+    every = torch.get_num_threads()
 
     @torch.no_grad()
     def work() -> None:
-        worker = Worker(plan, chunk)
-        for start in starts:
-            worker.merge(start, flat[start : start + chunk])
+        with scratch(plan.like.device, every) as memory:
+            worker = Worker(plan, chunk, memory)
+            for start in starts:
+                worker.merge(start, flat[start : start + chunk])
 
     if threads == 0:
         work()
         return merged
-    futures = [pool(torch.get_num_threads()).submit(work) for _ in range(threads)]
+    futures = [pool(every).submit(work) for _ in range(threads)]
     try:
         for future in futures:
             future.result()
@@ -144,7 +148,7 @@ def _trace(plan: Plan, given: int) -> Iterator[Drawn]:
     like, device = plan.like, plan.like.device
     positions = torch.tensor([*plan.positions, -1], dtype=torch.int16, device=device)
     chunk, _ = share(plan)
-    worker = Worker(plan, chunk)
+    worker = Worker(plan, chunk, Scratch(device))  # of its own: others may merge before this is asked for more
     for start in range(0, like.numel(), chunk):
         with torch.no_grad():
             values = torch.empty(min(chunk, like.numel() - start), dtype=plan.element, device=device)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 
 from mergekit_select.selection_plan import Plan
+from mergekit_select.selection_scratch import Scratch
 from mergekit_select.selection_worker import Buffers
 
 # Elements handled at once. On a processor, of 2^16 to 2^20 these were best (measured with two threads and 2 MiB of L2
@@ -20,10 +23,16 @@ _CHUNK_ACCELERATOR = 1 << 20
 # Chunks and threads become fewer until the buffers fit in these bytes, of one thread and of all.
 _WORKER_BYTES = 8 << 20
 _BUFFER_BYTES = 48 << 20
-# Fewer elements are merged in the calling thread, since handing chunks to others takes longer than it saves; in chunks
+# Of all threads, kept from one tensor to the next.
+_KEPT_BYTES = 16 << 20
+# Fewer elements are merged in the calling thread, since handing them to another takes longer than it saves; in chunks
 # so small that torch does not share single operations among its threads either.
-_SHARED_FROM = 1 << 18
+_HANDED_FROM = 1 << 17
 _UNSHARED_CHUNK = (1 << 15) - 4
+# Fewer are merged in one thread of the pool: two would mostly wait for each other's turn at the interpreter.
+_SHARED_FROM = 1 << 20
+
+_kept = threading.local()
 
 
 def share(plan: Plan) -> tuple[int, int]:
@@ -42,10 +51,30 @@ def share(plan: Plan) -> tuple[int, int]:
     openmp: bool = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]  # torch's omission
     if threads == 1 or not openmp:
         return min(chunk, size), 0
-    if size < _SHARED_FROM:
+    if size < _HANDED_FROM:
         return min(chunk, size, _UNSHARED_CHUNK), 0
-    chunk = min(chunk, -(-size // threads))
+    chunk = min(chunk, size)
+    if size < _SHARED_FROM:
+        return chunk, 1
     return chunk, min(threads, _BUFFER_BYTES // (chunk * element_bytes), -(-size // chunk))
+
+
+@contextmanager
+def scratch(device: torch.device, threads: int) -> Iterator[Scratch]:
+    """Give memory for the buffers of the calling thread, which is kept for the next time if there is not too much.
+
+    Args:
+        device: Of the buffers. An accelerator's memory is kept by torch itself.
+        threads: How many may keep some.
+    """
+    if device.type != "cpu":
+        yield Scratch(device)
+        return
+    memory = getattr(_kept, "scratch", None) or Scratch(device)
+    _kept.scratch = None
+    yield memory
+    if memory.bytes() * threads <= _KEPT_BYTES:
+        _kept.scratch = memory
 
 
 @lru_cache(maxsize=1)

@@ -16,22 +16,23 @@ import torch
 
 from mergekit_select.draws import BITS, DrawStream
 from mergekit_select.selection_plan import HALF, Plan
+from mergekit_select.selection_scratch import Scratch
 
 # (position among the drawable sub-models, mask of 0 and 1), by descending position
 _Masks = Iterator[tuple[int, torch.Tensor]]
 
 
 class Worker:
-    """Merges chunk after chunk in the same buffers."""
+    """Merges chunk after chunk in the same buffers, which lie in the scratch memory."""
 
-    def __init__(self, plan: Plan, length: int):
-        self.plan = plan
+    def __init__(self, plan: Plan, length: int, scratch: Scratch):
+        self.plan, self.scratch = plan, scratch
         self.fit(length)
 
     def fit(self, length: int) -> None:
         """Make the buffers fit chunks of this length; the last of a tensor is mostly shorter."""
         plan = self.plan
-        self.buffers = Buffers(plan, length)
+        self.buffers = Buffers(plan, length, self.scratch)
         self.sources = [_Flat(tensor, self.buffers.strided[k % 2]) for k, tensor in enumerate(plan.tensors)]
         self.base = None if plan.base is None else _Flat(plan.base, self.buffers.strided_base)
 
@@ -135,12 +136,13 @@ class Worker:
 class Buffers:
     """What a thread needs to merge chunks of one length."""
 
-    def __init__(self, plan: Plan, length: int):
+    def __init__(self, plan: Plan, length: int, scratch: Scratch):
         def buffer(dtype: torch.dtype) -> torch.Tensor:
-            return torch.empty(length, dtype=dtype, device=plan.like.device)
+            return scratch.empty(length, dtype)
 
+        scratch.reset()
         self.length = length
-        self.stream = DrawStream(length, plan.like.device)
+        self.stream = DrawStream(length, scratch.empty)
         self.lanes = buffer(plan.lane)
         self.factor, self.change = buffer(plan.element), buffer(plan.element)
         # Two for strided sub-models: no step looks at more than two neighbours.

@@ -1,0 +1,41 @@
+"""Memory for buffers that one tensor's merge leaves to the next."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Scratch:
+    """Hands out buffers, and after ``reset`` the same memory again, in the order in which it was asked for.
+
+    New memory comes in pages that the system maps one by one as they are written to. For the buffers of one chunk that
+    takes 1.2 ms, three times as long as merging it.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._blocks: list[torch.Tensor] = []
+        self._given = 0
+
+    def reset(self) -> None:
+        """Take back all buffers; whoever still has one must not use it."""
+        self._given = 0
+
+    def bytes(self) -> int:
+        """Return how much memory there is."""
+        return sum(map(len, self._blocks))
+
+    def empty(self, length: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return a buffer of that many elements, of any content."""
+        size = length * dtype.itemsize
+        if self._given == len(self._blocks):
+            self._blocks.append(self._new(size))
+        elif len(self._blocks[self._given]) < size:
+            self._blocks[self._given] = self._new(size)
+        self._given += 1
+        return self._blocks[self._given - 1][:size].view(dtype)
+
+    def _new(self, size: int) -> torch.Tensor:
+        # A tensor made in inference mode could never be written to outside it.
+        with torch.inference_mode(False):
+            return torch.empty(size, dtype=torch.uint8, device=self._device)
