@@ -49,7 +49,11 @@ def test_the_worked_example(capsys):
     assert printed == re.findall(r"# (tensor\(.*\))$", code, re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", sorted([DOCS.parent / "README.md", *DOCS.glob("*.md")]), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file",
+    sorted([DOCS.parent / "README.md", *DOCS.rglob("*.md")]),
+    ids=lambda file: str(file.relative_to(DOCS.parent)),
+)
 def test_links_between_files_lead_somewhere(file):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
         assert (file.parent / target).exists(), f"{file.name} links to {target}"
