@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from mergekit_select import draw
+from mergekit_select import draw, draws
 from mergekit_select.draws import DrawStream, stream_key
 from mergekit_select.errors import ParameterError
 
@@ -66,6 +66,16 @@ def test_draws_do_not_depend_on_the_cuts(start, lengths):
         pieces.append(stream.read(stream_key(0, "x"), start, start + length).to(torch.int32) + 2**15)
         start += length
     assert torch.equal(torch.cat(pieces), whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**70), st.integers(0, 12))
+def test_an_accelerator_computes_what_a_processor_does(key, first, count):
+    """Its code, run on the processor; the test below runs it where it is meant to run."""
+    multiples = torch.arange(count) * draws._as_int64(draws._GAMMA)
+    words, shifted = torch.empty_like(multiples), torch.empty_like(multiples)
+    draws._generate_on_accelerator(key + (first + 1) * draws._GAMMA, multiples, words, shifted)
+    assert [word % 2**64 for word in words.tolist()] == [reference.splitmix64(key, first + n) for n in range(count)]
 
 
 def test_names_that_no_encoding_should_meet_still_have_draws():

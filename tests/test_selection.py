@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
+import mmap
 import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import reference
-from mergekit_select import drawn, resample, select, selection_plan, selection_threads, selection_worker
+from mergekit_select import (
+    drawn,
+    resample,
+    select,
+    selection_plan,
+    selection_scratch,
+    selection_threads,
+    selection_worker,
+)
 from mergekit_select.errors import ParameterError, TensorError, UnsupportedDtypeError
 from mergekit_select.selection_scratch import Scratch
 
@@ -379,6 +390,36 @@ def test_memory_kept_from_one_merge_to_the_next_changes_no_bit(large):
     with torch.inference_mode():
         inside = select(small)
     assert same(select(small), inside.clone())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_large_result_in_huge_pages_is_a_tensor_like_any_other(dtype, known, monkeypatch, tmp_path):
+    tensors, base = inputs(3, (301, 67), dtype)
+    expected = resample(tensors, base)
+    monkeypatch.setattr(selection_scratch, "_HUGE_FROM", 1)
+    if not known:  # as on systems other than Linux
+        monkeypatch.delattr(selection_scratch.mmap, "MADV_HUGEPAGE", raising=False)
+    found = resample(tensors, base)
+    assert same(found, expected)
+    assert found.is_contiguous()
+    assert found.untyped_storage().nbytes() == found.numel() * dtype.itemsize
+    save_file({"a": found}, tmp_path / "a.safetensors")
+    assert same(load_file(tmp_path / "a.safetensors")["a"], expected)
+    bits(found).zero_()
+    assert not bits(found).any()
+    assert same(resample(tensors, base), expected)
+
+
+def test_a_system_without_huge_pages_gives_others(monkeypatch):
+    class Small(mmap.mmap):
+        def madvise(self, *_args):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(selection_scratch, "_HUGE_FROM", 1)
+    monkeypatch.setattr(selection_scratch.mmap, "mmap", Small)
+    tensors, _ = inputs(2, (100,), torch.bfloat16)
+    assert same(select([tensors[0]] * 2), tensors[0])
 
 
 def test_origins_may_be_asked_for_between_merges(large, monkeypatch):

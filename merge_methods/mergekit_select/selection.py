@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mergekit_select.selection_plan import Plan, make_plan
-from mergekit_select.selection_scratch import Scratch
+from mergekit_select.selection_scratch import Scratch, new_tensor
 from mergekit_select.selection_threads import pool, scratch, share
 from mergekit_select.selection_worker import Worker, point
 
@@ -118,7 +118,7 @@ def drawn(
 
 def _run(plan: Plan) -> torch.Tensor:
     with torch.inference_mode(False):  # threads of the pool could not write to what was made in inference mode
-        merged = torch.empty(plan.like.shape, dtype=plan.like.dtype, device=plan.like.device)
+        merged = new_tensor(plan.like)
         flat = merged.view(plan.element).view(-1)
     chunk, threads = share(plan)
     starts = iter(range(0, len(flat), chunk))
@@ -156,8 +156,7 @@ def _trace(plan: Plan, given: int) -> Iterator[Drawn]:
             worker.fit(len(values))
             for k, mask in worker.draw_first(start):
                 point(first, mask, k)
-            among_differing = worker.base is not None and plan.rounds is None
-            chosen = torch.full_like(first, -1) if among_differing else first.clone()
+            chosen = torch.empty_like(first)
             worker.merge(start, values, chosen)
             if worker.base is not None:
                 chosen.masked_fill_(values == worker.base.read(start, start + len(values)), -1)

@@ -1,8 +1,30 @@
-"""Memory for buffers that one tensor's merge leaves to the next."""
+"""Memory: for a merged tensor, and for buffers that one tensor's merge leaves to the next."""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+
 import torch
+
+# From so many bytes on, a merged tensor is asked for in huge pages. Up to here, glibc's malloc mostly gives memory
+# again that was used before, which is faster still.
+_HUGE_FROM = 1 << 25
+
+
+def new_tensor(like: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous tensor of the same shape, dtype and device, of any content.
+
+    New memory comes in pages that the system maps one by one as they are written to, which took a quarter of the time
+    of a selection. Linux maps 2 MiB at once instead of 4 KiB where asked to, as numpy asks for its large arrays.
+    """
+    size = like.numel() * like.element_size()
+    if like.device.type != "cpu" or size < _HUGE_FROM or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(like.dtype).view(like.shape)
 
 
 class Scratch:

@@ -1,10 +1,11 @@
 """Merge one chunk of a tensor after the other, in buffers that do not grow with it.
 
-The elements are handled as the integers their bits are. What a draw decides is a mask of 0 and 1 per sub-model: "where
-it is 1, this sub-model replaces what was chosen so far". The masks come last sub-model first, so that the earliest
-whose mask is 1 has the final word. Replacing is ``chosen + (candidate - chosen) * mask`` in integers that wrap around,
-hence exact, and runs at memory speed; ``torch.where`` on random masks mispredicts every other branch (8 times slower
-here), and stacking the sub-models for ``gather`` is slower still.
+The elements are handled as the integers their bits are. What a draw decides is a mask of 0 and 1 for each sub-model but
+the last: "where it is 1, this sub-model replaces what was chosen so far". The last one is chosen to begin with, and the
+masks come in descending order, so that the earliest sub-model whose mask is 1 has the final word. Replacing is
+``chosen + (candidate - chosen) * mask`` in integers that wrap around, hence exact, and runs at memory speed;
+``torch.where`` on random masks mispredicts every other branch (8 times slower here, 30 times for large chunks), and
+stacking the sub-models for ``gather`` is slower still.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mergekit_select.draws import BITS, DrawStream
 from mergekit_select.selection_plan import HALF, Plan
 from mergekit_select.selection_scratch import Scratch
 
-# (position among the drawable sub-models, mask of 0 and 1), by descending position
+# (position among the drawable sub-models, mask of 0 and 1), by descending position, the last left out
 _Masks = Iterator[tuple[int, torch.Tensor]]
 
 
@@ -42,95 +43,113 @@ class Worker:
         Args:
             start: Row-major index of the first element.
             out: Flat, of the plan's element dtype; one chunk long or less.
-            index: int16, shape of ``out``, holding what stands for "no mask is 1".
+            index: int16, shape of ``out``; of no meaning where all sub-models drawn from equal the base.
         """
         if len(out) != self.buffers.length:
             self.fit(len(out))
-        if self.base is None:
-            self._replace(self.draw_first(start), start, self._read(-1, start), out, index)
+        if self.base is not None and self.plan.rounds is None:
+            self._reach_of_differing(start)
+            self._replace(self._draw_among(0, start, self.buffers.reach[-1]), start, out, index)
             return
-        buffers, base = self.buffers, self.base.read(start, start + len(out))
-        if self.plan.rounds is None:
-            self._reach_of_differing(start, base)
-            self._replace(self._draw_among(0, start), start, base, out, index)
-            return
-        self._replace(self.draw_first(start), start, self._read(-1, start), out, index)
-        buffers.masks[-1].fill_(1)  # the first draw makes none for the last sub-model, which takes what is left
-        self._cross_off(buffers.full_reach)
-        for draw_round in range(1, self.plan.rounds + 1):
-            settled = torch.ne(out, base, out=buffers.mark)
-            if bool(settled.amin()):  # 15 times faster than all(), which knows booleans only
+        self._replace(self.draw_first(start), start, out, index)
+        for draw_round in range(1, 1 + (self.plan.rounds or 0)):
+            if not self._redraw(draw_round, start, out, index):
                 break
-            self._replace(self._draw_among(draw_round, start, settled), start, out, out, index)
-            if draw_round < self.plan.rounds:
-                self._cross_off(buffers.reach)
 
     def draw_first(self, start: int) -> _Masks:
-        """Draw among all sub-models; what no mask takes is the last one's."""
+        """Draw among all sub-models."""
         lanes, masks = self._read_lanes(0, start), self.buffers.masks
-        for k in reversed(range(len(self.plan.thresholds))):
+        for k in reversed(range(len(masks))):
             yield k, torch.lt(lanes, self.plan.thresholds[k] - HALF, out=masks[k])
 
-    def _draw_among(self, draw_round: int, start: int, settled: torch.Tensor | None = None) -> _Masks:
-        """Draw for each element among its alternatives; none where there is none, or settled is 1.
+    def _redraw(self, draw_round: int, start: int, out: torch.Tensor, index: torch.Tensor | None) -> bool:
+        """Draw again, and take what is drawn where ``out`` equals the base; return whether it does anywhere."""
+        buffers = self.buffers
+        unsettled = torch.eq(out, self._read_base(start), out=buffers.unsettled)
+        if not bool(unsettled.amax()):  # 15 times faster than any(), which knows booleans only
+            return False
+        total = self._cross_off(draw_round)
+        redrawn_index = None if index is None else torch.empty_like(index)
+        # All elements are drawn for, and the settled ones keep what they have: cheaper than asking at each sub-model.
+        self._replace(self._draw_among(draw_round, start, total), start, buffers.redrawn, redrawn_index)
+        self._blend(out, buffers.redrawn, unsettled, out)
+        if index is not None and redrawn_index is not None:
+            point(index, unsettled, redrawn_index)
+        return True
 
-        Reach k is the sum of the slots of those alternatives that are sub-model k or come before it. With S the last
-        reach and u the draw, the target is u * S / 2^16 rounded down, and the first sub-model is drawn whose reach
-        exceeds it.
+    def _draw_among(self, draw_round: int, start: int, total: torch.Tensor | int) -> _Masks:
+        """Draw for each element among its alternatives, whose slots sum to ``total``.
+
+        Reach k is the sum of the slots of those alternatives that are sub-model k or come before it. With S the total
+        and u the draw, the target is u * S / 2^16 rounded down; drawn is the first sub-model whose reach exceeds it.
         """
         buffers = self.buffers
-        target, product, reach = buffers.target, buffers.product, buffers.reach
-        product.copy_(self._read_lanes(draw_round, start)).add_(HALF)
-        target.copy_(product.mul_(reach[-1]).bitwise_right_shift_(BITS))
-        if settled is not None:
-            target.bitwise_or_(settled.mul_(torch.iinfo(target.dtype).max))  # which nothing exceeds
-        for k in reversed(range(len(self.plan.slots))):
-            yield k, torch.gt(reach[k], target, out=buffers.masks[k])
+        buffers.product.copy_(self._read_lanes(draw_round, start)).add_(HALF).mul_(total)
+        target = buffers.target.copy_(buffers.product.bitwise_right_shift_(BITS))
+        for k in reversed(range(len(buffers.masks))):
+            yield k, torch.gt(buffers.reach[k], target, out=buffers.masks[k])
 
-    def _reach_of_differing(self, start: int, base: torch.Tensor) -> None:
+    def _reach_of_differing(self, start: int) -> None:
         """Sum the slots of the sub-models that differ from the base."""
-        buffers = self.buffers
-        reach = buffers.nothing
+        base, reach = self._read_base(start), self.buffers.reach
         for k, count in enumerate(self.plan.slots):
-            # Kept for each sub-model: with a running sum, which differ would be asked a second time.
-            differs = torch.ne(self._read(k, start), base, out=buffers.mark)
-            reach = torch.add(reach, differs, alpha=count, out=buffers.reach[k])
+            differs = torch.ne(self._read(k, start), base, out=reach[k])
+            # In place: a third buffer to write to makes an operation take a third longer.
+            if k > 0:
+                torch.add(reach[k - 1], differs, alpha=count, out=reach[k])
+            elif count > 1:
+                differs.mul_(count)
 
-    def _cross_off(self, reach: Sequence[torch.Tensor]) -> None:
-        """Take what the masks have just drawn out of the alternatives: out of its own reach and the later ones."""
+    def _cross_off(self, draw_round: int) -> torch.Tensor | int:
+        """Take what was drawn last out of the alternatives: out of its own reach and the later ones.
+
+        Returns:
+            The sum of the slots that are left.
+        """
         buffers, slots = self.buffers, self.plan.slots
-        if min(slots) == max(slots):
-            for before, mask, after in zip(reach, buffers.masks, buffers.reach, strict=True):
-                torch.sub(before, mask, alpha=slots[0], out=after)
-            return
-        drawn = buffers.mark.fill_(slots[-1])  # the slots of the sub-model that each element has drawn
-        for k, (count, following) in enumerate(pairwise(slots)):
+        before: Sequence[torch.Tensor] = buffers.full_reach if draw_round == 1 else buffers.reach
+        if max(slots) == 1:  # equal weights; whatever was drawn, as many are left
+            for reach, mask, after in zip(before, buffers.masks, buffers.reach, strict=False):
+                torch.sub(reach, mask, out=after)
+            return len(slots) - draw_round
+        drawn = buffers.target.fill_(slots[-1])  # the slots of the sub-model that each element has drawn
+        for mask, (count, following) in zip(buffers.masks, pairwise(slots), strict=True):
             if count != following:
-                drawn.add_(buffers.masks[k], alpha=count - following)
-        for before, mask, after in zip(reach, buffers.masks, buffers.reach, strict=True):
-            torch.addcmul(before, drawn, mask, value=-1, out=after)
+                drawn.add_(mask, alpha=count - following)
+        for reach, mask, after in zip(before, buffers.masks, buffers.reach, strict=False):
+            torch.addcmul(reach, drawn, mask, value=-1, out=after)
+        return torch.sub(before[-1], drawn, out=buffers.reach[-1])
 
     def _read(self, k: int, start: int) -> torch.Tensor:
         return self.sources[k].read(start, start + self.buffers.length)
+
+    def _read_base(self, start: int) -> torch.Tensor:
+        assert self.base is not None
+        return self.base.read(start, start + self.buffers.length)
 
     def _read_lanes(self, draw_round: int, start: int) -> torch.Tensor:
         lanes = self.buffers.stream.read(self.plan.keys[draw_round], start, start + self.buffers.length)
         return lanes if self.plan.lane == torch.int16 else self.buffers.lanes.copy_(lanes)
 
-    def _replace(
-        self, masks: _Masks, start: int, chosen: torch.Tensor, out: torch.Tensor, index: torch.Tensor | None
-    ) -> None:
-        """Write to ``out`` what was chosen so far, replaced by a sub-model's elements where its mask is 1."""
-        change = self.buffers.change
-        narrow = self.plan.element != self.plan.lane
+    def _replace(self, masks: _Masks, start: int, out: torch.Tensor, index: torch.Tensor | None) -> None:
+        """Write to ``out`` the last sub-model's elements, replaced by those of each other where its mask is 1."""
+        chosen = self._read(-1, start)
+        if index is not None:
+            index.fill_(len(self.plan.slots) - 1)
         for k, mask in masks:
             if index is not None:
                 point(index, mask, k)
-            torch.sub(self._read(k, start), chosen, out=change)
-            factor = self.buffers.factor.copy_(mask) if narrow else mask
-            chosen = torch.addcmul(chosen, change, factor, out=out)
+            chosen = self._blend(chosen, self._read(k, start), mask, out)
         if chosen is not out:
             out.copy_(chosen)
+
+    def _blend(
+        self, chosen: torch.Tensor, candidate: torch.Tensor, mask: torch.Tensor, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Write to ``out`` what was chosen, replaced by the candidate where the mask is 1."""
+        change = torch.sub(candidate, chosen, out=self.buffers.change)
+        narrow = self.plan.element != self.plan.lane
+        return torch.addcmul(chosen, change, self.buffers.factor.copy_(mask) if narrow else mask, out=out)
 
 
 class Buffers:
@@ -141,23 +160,23 @@ class Buffers:
             return scratch.empty(length, dtype)
 
         scratch.reset()
+        others = len(plan.slots) - 1
         self.length = length
         self.stream = DrawStream(length, scratch.empty)
         self.lanes = buffer(plan.lane)
         self.factor, self.change = buffer(plan.element), buffer(plan.element)
         # Two for strided sub-models: no step looks at more than two neighbours.
         self.strided = (buffer(plan.element), buffer(plan.element))
-        if plan.rounds is None:
-            self.masks = [buffer(plan.lane)] * len(plan.slots)  # each is used up before the next is made
-        else:
-            self.masks = [buffer(plan.lane) for _ in plan.slots]
+        # Kept for a redraw, else used up one after the other.
+        self.masks = [buffer(plan.lane) for _ in range(others)] if plan.rounds else [buffer(plan.lane)] * others
         if plan.base is not None:
             self.strided_base = buffer(plan.element)
-            self.nothing = torch.tensor(0, dtype=plan.lane, device=plan.like.device)
-            self.full_reach = torch.tensor(plan.slots, device=plan.like.device).cumsum(0).to(plan.lane).unbind()
             self.reach = [buffer(plan.lane) for _ in plan.slots]
-            self.target, self.mark = buffer(plan.lane), buffer(plan.lane)
+            self.target = buffer(plan.lane)
             self.product = buffer(torch.int32 if sum(plan.slots) < HALF else torch.int64)  # 16 bits by 15 or 16
+        if plan.rounds is not None:
+            self.full_reach = torch.tensor(plan.slots, device=plan.like.device).cumsum(0).to(plan.lane).unbind()
+            self.unsettled, self.redrawn = buffer(plan.lane), buffer(plan.element)
 
     @staticmethod
     def element_bytes(plan: Plan) -> int:
@@ -165,13 +184,13 @@ class Buffers:
         sub_models, lane = len(plan.slots), plan.lane.itemsize
         result = DrawStream.BYTES + 2 * lane + 4 * plan.element.itemsize
         if plan.base is not None:
-            result += plan.element.itemsize + (2 + sub_models) * lane + torch.int64.itemsize
+            result += plan.element.itemsize + (1 + sub_models) * lane + torch.int64.itemsize
         if plan.rounds is not None:
-            result += (sub_models - 1) * lane
+            result += plan.element.itemsize + (sub_models - 1) * lane
         return result
 
 
-def point(index: torch.Tensor, mask: torch.Tensor, position: int) -> None:
+def point(index: torch.Tensor, mask: torch.Tensor, position: torch.Tensor | int) -> None:
     """Set an int16 index to a position where the mask is 1; masked_fill_ would mispredict branches."""
     index.addcmul_(position - index, mask.to(torch.int16))
 
