@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGES = ("torch", "mergekit", "mergekit-select", "transformers", "safetensors")
+PACKAGES = ("torch", "numpy", "mergekit", "mergekit-select", "transformers", "safetensors")
 
 
 def describe() -> dict[str, str | int | float]:
