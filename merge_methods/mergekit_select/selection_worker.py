@@ -34,7 +34,8 @@ class Worker:
         """Make the buffers fit chunks of this length; the last of a tensor is mostly shorter."""
         plan = self.plan
         self.buffers = Buffers(plan, length, self.scratch)
-        self.sources = [_Flat(tensor, self.buffers.strided[k % 2]) for k, tensor in enumerate(plan.tensors)]
+        strided = self.buffers.strided
+        self.sources = [_Flat(tensor, strided[k % len(strided)]) for k, tensor in enumerate(plan.tensors)]
         self.base = None if plan.base is None else _Flat(plan.base, self.buffers.strided_base)
 
     def merge(self, start: int, out: torch.Tensor, index: torch.Tensor | None = None) -> None:
@@ -153,41 +154,51 @@ class Worker:
 
 
 class Buffers:
-    """What a thread needs to merge chunks of one length."""
+    """What a thread needs to merge chunks of one length; of no elements where the plan has no use for it."""
 
     def __init__(self, plan: Plan, length: int, scratch: Scratch):
-        def buffer(dtype: torch.dtype) -> torch.Tensor:
-            return scratch.empty(length, dtype)
-
         scratch.reset()
-        others = len(plan.slots) - 1
         self.length = length
         self.stream = DrawStream(length, scratch.empty)
-        self.lanes = buffer(plan.lane)
-        self.factor, self.change = buffer(plan.element), buffer(plan.element)
-        # Two for strided sub-models: no step looks at more than two neighbours.
-        self.strided = (buffer(plan.element), buffer(plan.element))
-        # Kept for a redraw, else used up one after the other.
-        self.masks = [buffer(plan.lane) for _ in range(others)] if plan.rounds else [buffer(plan.lane)] * others
-        if plan.base is not None:
-            self.strided_base = buffer(plan.element)
-            self.reach = [buffer(plan.lane) for _ in plan.slots]
-            self.target = buffer(plan.lane)
-            self.product = buffer(torch.int32 if sum(plan.slots) < HALF else torch.int64)  # 16 bits by 15 or 16
+        nothing = torch.empty(0, dtype=plan.element, device=plan.like.device)
+        made = {
+            name: [scratch.empty(length, dtype) for _ in range(count)] or [nothing]
+            for name, (count, dtype) in _layout(plan).items()
+        }
+        self.strided, self.reach = made["strided"], made["reach"]
+        others = len(plan.slots) - 1
+        self.masks = made["masks"] if len(made["masks"]) == others else made["masks"] * others
+        self.lanes, self.factor, self.change = made["lanes"][0], made["factor"][0], made["change"][0]
+        self.strided_base, self.target, self.product = made["strided_base"][0], made["target"][0], made["product"][0]
+        self.unsettled, self.redrawn = made["unsettled"][0], made["redrawn"][0]
         if plan.rounds is not None:
             self.full_reach = torch.tensor(plan.slots, device=plan.like.device).cumsum(0).to(plan.lane).unbind()
-            self.unsettled, self.redrawn = buffer(plan.lane), buffer(plan.element)
 
     @staticmethod
     def element_bytes(plan: Plan) -> int:
         """Return the bytes for each element of a chunk."""
-        sub_models, lane = len(plan.slots), plan.lane.itemsize
-        result = DrawStream.BYTES + 2 * lane + 4 * plan.element.itemsize
-        if plan.base is not None:
-            result += plan.element.itemsize + (1 + sub_models) * lane + torch.int64.itemsize
-        if plan.rounds is not None:
-            result += plan.element.itemsize + (sub_models - 1) * lane
-        return result
+        return DrawStream.BYTES + sum(count * dtype.itemsize for count, dtype in _layout(plan).values())
+
+
+def _layout(plan: Plan) -> dict[str, tuple[int, torch.dtype]]:
+    """Return how many buffers of which dtype a plan needs, by their name in ``Buffers``."""
+    element, lane = plan.element, plan.lane
+    sub_models, base, redraws = len(plan.slots), plan.base is not None, plan.rounds is not None
+    strided = not all(tensor.is_contiguous() for tensor in plan.tensors)
+    strided_base = plan.base is not None and not plan.base.is_contiguous()
+    return {
+        "lanes": (int(lane != torch.int16), lane),
+        "factor": (int(lane != element), element),
+        "change": (1, element),
+        "strided": (2 if strided else 0, element),  # no step looks at more than two neighbours
+        "strided_base": (int(strided_base), element),
+        "masks": (sub_models - 1 if redraws else 1, lane),  # kept for a redraw, else used up one after the other
+        "reach": (sub_models if base else 0, lane),
+        "target": (int(base), lane),
+        "product": (int(base), torch.int32 if sum(plan.slots) < HALF else torch.int64),  # 16 bits by 15 or 16
+        "unsettled": (int(redraws), lane),
+        "redrawn": (int(redraws), element),
+    }
 
 
 def point(index: torch.Tensor, mask: torch.Tensor, position: torch.Tensor | int) -> None:
