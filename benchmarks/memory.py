@@ -2,10 +2,10 @@
 
 `measure` runs `python benchmarks/memory.py CONTESTANT CASE-AS-JSON`, which prints a number of bytes. Linux only.
 
-The process makes the inputs, merges their first elements once (so that code pages, thread pools and one-time tables
-are there), hands free heap pages back to the system, and allocates and writes an output. Its resident set is then the
-baseline. The output is released, the kernel's high-water mark of this process (VmHWM) is reset, and the merge runs.
-What the high-water mark has risen above the baseline is the peak beyond inputs and output.
+The process makes the inputs, merges their first elements once (so that code pages and one-time tables are there), hands
+free heap pages back to the system, and allocates and writes an output. Its resident set is then the baseline. The
+output is released, the kernel's high-water mark of this process (VmHWM) is reset, and the merge runs. What the
+high-water mark has risen above the baseline is the peak beyond inputs and output.
 
 VmHWM and not `ru_maxrss` of getrusage: the latter cannot be reset, and a process that is started by a larger one
 inherits the larger one's maximum.

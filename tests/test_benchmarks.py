@@ -24,19 +24,20 @@ class Finished(NamedTuple):
     processes: dict[str, Any]
 
 
-def start(program: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(BENCHMARKS / program), *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        cwd=BENCHMARKS,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
     )
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, said + errors
     return said
 
 
@@ -88,9 +89,10 @@ def test_peak_memory_is_in_the_results(finished):
 
 def test_peak_memory_is_measured():
     """Of tensors of 8 MiB, so large that what differs from one process to the next by chance does not count."""
-    tensor, case = 8 << 20, json.dumps({"elements": 4 << 20})
+    tensor = 8 << 20
+    program = "import cases, memory, sys; print(memory.measure(sys.argv[1], cases.Case(elements=4 << 20)))"
     names = ("copy of one tensor", "naive torch", f"{RESAMPLING}, rounds 1")
-    processes = [start("memory.py", name, case, MALLOC_MMAP_THRESHOLD_=str(1 << 16)) for name in names]
+    processes = [start("-c", program, name) for name in names]
     copy, naive, resampling = (int(end(process)) for process in processes)
     assert abs(copy) < tensor / 4
     assert naive > 4 * tensor  # it stacks the four sub-models

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import mmap
+from functools import lru_cache
 
 import torch
 
@@ -18,13 +19,19 @@ def new_tensor(like: torch.Tensor) -> torch.Tensor:
     New memory comes in pages that the system maps one by one as they are written to, which took a quarter of the time
     of a selection. Linux maps 2 MiB at once instead of 4 KiB where asked to, as numpy asks for its large arrays.
     """
+    result = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     size = like.numel() * like.element_size()
-    if like.device.type != "cpu" or size < _HUGE_FROM or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8).view(like.dtype).view(like.shape)
+    if like.device.type == "cpu" and size >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+        start = result.data_ptr()
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        # Advice: a kernel without huge pages refuses it, and all is as it was.
+        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(start + size - first), mmap.MADV_HUGEPAGE)
+    return result
+
+
+@lru_cache(maxsize=1)
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)  # madvise of the module mmap takes its own mappings only
 
 
 class Scratch:

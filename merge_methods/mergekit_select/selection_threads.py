@@ -15,16 +15,16 @@ from mergekit_select.selection_plan import Plan
 from mergekit_select.selection_scratch import Scratch
 from mergekit_select.selection_worker import Buffers
 
-# Elements handled at once. On a processor, of 2^16 to 2^20 these were best (measured with two threads and 2 MiB of L2
-# cache each): fewer leave the threads waiting for the interpreter, more fall out of the caches. An accelerator has
-# kernel launches to make up for.
+# Elements handled at once. On a processor, of 2^16 to 2^20 these were best (measured with two threads, each with 1 or 2
+# MiB of L2 cache): fewer leave the threads waiting for the interpreter, more fall out of the caches. An accelerator
+# has kernel launches to make up for.
 _CHUNK_CPU = 1 << 18
 _CHUNK_ACCELERATOR = 1 << 20
 # Chunks and threads become fewer until the buffers fit in these bytes, of one thread and of all.
 _WORKER_BYTES = 8 << 20
 _BUFFER_BYTES = 48 << 20
-# Of all threads, kept from one tensor to the next.
-_KEPT_BYTES = 16 << 20
+# Of all threads, kept from one tensor to the next: what three of them use at most, and the odd words of their draws.
+_KEPT_BYTES = (3 * _WORKER_BYTES) + (1 << 16)
 # Fewer elements are merged in the calling thread, since handing them to another takes longer than it saves; in chunks
 # so small that torch does not share single operations among its threads either.
 _HANDED_FROM = 1 << 17

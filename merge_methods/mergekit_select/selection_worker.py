@@ -154,7 +154,7 @@ class Worker:
 
 
 class Buffers:
-    """What a thread needs to merge chunks of one length; of no elements where the plan has no use for it."""
+    """What a thread needs to merge chunks of one length. Tensors that a plan has no use for have no elements."""
 
     def __init__(self, plan: Plan, length: int, scratch: Scratch):
         scratch.reset()
@@ -171,7 +171,7 @@ class Buffers:
         self.lanes, self.factor, self.change = made["lanes"][0], made["factor"][0], made["change"][0]
         self.strided_base, self.target, self.product = made["strided_base"][0], made["target"][0], made["product"][0]
         self.unsettled, self.redrawn = made["unsettled"][0], made["redrawn"][0]
-        if plan.rounds is not None:
+        if plan.rounds is not None:  # the reach of each sub-model before any is drawn, of no dimension
             self.full_reach = torch.tensor(plan.slots, device=plan.like.device).cumsum(0).to(plan.lane).unbind()
 
     @staticmethod
