@@ -507,8 +507,9 @@ def test_a_base_without_a_tokenizer_is_refused(gpt2: Path, data: Path, tmp_path:
 
 def test_a_base_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
     study = Study(data=sums(data), base=GivenBase(model=str(tmp_path / "none")), fine_tuning=TUNING)
-    with pytest.raises(StudyError, match=r"/none "):
+    with pytest.raises(StudyError, match=r"but there is no folder .*/none: correct base\.model"):
         train_study(study, tmp_path / "out", quiet)
+    assert not (tmp_path / "out" / "base").exists()
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(gpt2: Path, data: Path, tmp_path: Path) -> None:

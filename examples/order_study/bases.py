@@ -37,8 +37,13 @@ def save_given(folder: Path, base: GivenOrigin) -> None:
     """Load a base and save it in `folder`, in the dtype that its sub-models are saved in.
 
     Raises:
-        StudyError: transformers cannot load it, or it has no tokenizer.
+        StudyError: It is not there, transformers cannot load it, or it has no tokenizer.
     """
+    if base.model.startswith((".", "/", "~")) and not Path(base.model).is_dir():
+        raise StudyError(
+            f"a base must be a folder with a checkpoint or an id on the hub, but there is no folder {base.model}: "
+            "correct base.model; a relative path counts from here"
+        )
     tokenizer = existing_tokenizer(base.model, base.revision)
     try:
         model = AutoModelForCausalLM.from_pretrained(base.model, revision=base.revision, dtype="auto")
