@@ -446,7 +446,7 @@ def test_origins_may_be_asked_for_between_merges(large, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize(("threads", "kept"), [(2, True), (3, True), (64, False)])
+@pytest.mark.parametrize(("threads", "kept"), [(1, True), (2, True), (3, True), (64, False)])
 @pytest.mark.parametrize(("sub_models", "rounds"), [(4, 1), (8, None)])  # whose buffers are as large as any
 def test_no_more_memory_is_kept_than_its_budget(threads, kept, sub_models, rounds, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -541,7 +541,7 @@ def test_what_is_refused(call, kind, message):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rounds", [None, 1, 2])
+@pytest.mark.parametrize("rounds", [None, 1, 2, 3])
 @pytest.mark.parametrize("weights", [None, [1, 2, 0, 0.3, 1]])
 def test_an_accelerator_gives_the_same_bits(dtype, rounds, weights):
     tensors, base = inputs(5, (1001, 1003), dtype)
