@@ -166,8 +166,7 @@ class Buffers:
             for name, (count, dtype) in _layout(plan).items()
         }
         self.strided, self.reach = made["strided"], made["reach"]
-        others = len(plan.slots) - 1
-        self.masks = made["masks"] if len(made["masks"]) == others else made["masks"] * others
+        self.masks = made["masks"] if plan.rounds is not None else made["masks"] * (len(plan.slots) - 1)
         self.lanes, self.factor, self.change = made["lanes"][0], made["factor"][0], made["change"][0]
         self.strided_base, self.target, self.product = made["strided_base"][0], made["target"][0], made["product"][0]
         self.unsettled, self.redrawn = made["unsettled"][0], made["redrawn"][0]
