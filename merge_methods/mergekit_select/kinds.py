@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from mergekit_select.findings import Kind, Severity
 
-_ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
+
+def _error(name: str, rule: str, remedy: str = "") -> Kind:
+    return Kind(name, Severity.ERROR, rule, remedy)
+
+
+def _warning(name: str, rule: str, remedy: str = "") -> Kind:
+    return Kind(name, Severity.WARNING, rule, remedy)
+
+
+def _note(name: str, rule: str, remedy: str = "") -> Kind:
+    return Kind(name, Severity.NOTE, rule, remedy)
+
 
 # What each name means, for docs/cli.md.
 MEANINGS = {
@@ -68,578 +79,300 @@ MEANINGS = {
     "memory": "the merge is expected to need more memory than there is",
 }
 
+# A table: name, rule, remedy.
+# fmt: off
+
 # --- the recipe's text ---
 
-RECIPE_INVALID = Kind(
-    "recipe-invalid", _ERROR, "{problem}", "write it as https://github.com/arcee-ai/mergekit describes recipes"
-)
-RECIPE_REFUSED = Kind("recipe-invalid", _ERROR, "mergekit refuses the recipe: {problem}")
-MERGE_NAMES_REPEAT = Kind(
-    "recipe-invalid", _ERROR, "the merges of one file must have different names, one of them at most none", "rename one"
-)
-MERGES_CIRCULAR = Kind("recipe-invalid", _ERROR, "merges must not need each other in a circle", "break the circle")
-DUPLICATE_KEY = Kind(
-    "duplicate-key",
-    _ERROR,
-    "a key must stand once in a mapping; YAML keeps the last one without a word",
-    "remove one, or join what they hold",
-)
-KEY_MISSPELT = Kind(
-    "unknown-key", _ERROR, "mergekit does not know the key {key} and ignores it without a word", "write {near}"
-)
-KEY_MISPLACED = Kind(
-    "unknown-key",
-    _ERROR,
+RECIPE_INVALID = _error("recipe-invalid",
+    "{problem}", "write it as https://github.com/arcee-ai/mergekit describes recipes")
+RECIPE_REFUSED = _error("recipe-invalid", "mergekit refuses the recipe: {problem}")
+MERGE_NAMES_REPEAT = _error("recipe-invalid",
+    "the merges of one file must have different names, one of them at most none", "rename one")
+MERGES_CIRCULAR = _error("recipe-invalid", "merges must not need each other in a circle", "break the circle")
+DUPLICATE_KEY = _error("duplicate-key",
+    "a key must stand once in a mapping; YAML keeps the last one without a word", "remove one, or join what they hold")
+KEY_MISSPELT = _error("unknown-key",
+    "mergekit does not know the key {key} and ignores it without a word", "write {near}")
+KEY_MISPLACED = _error("unknown-key",
     "{key} is one value for the whole merge, and mergekit ignores it for a single model",
-    "move it to the recipe's parameters",
-)
-KEY_IGNORED = Kind(
-    "unknown-key",
-    _WARNING,
-    "mergekit ignores the key {key} here without a word",
-    "remove it, or see which method it belongs to",
-)
-METHOD_UNKNOWN = Kind(
-    "unknown-method", _ERROR, "merge_method must be a method that is registered with mergekit.{broken}", "{choice}"
-)
-PLUGIN_INACTIVE = Kind(
-    "plugin-inactive",
-    _ERROR,
+    "move it to the recipe's parameters")
+KEY_IGNORED = _warning("unknown-key",
+    "mergekit ignores the key {key} here without a word", "remove it, or see which method it belongs to")
+METHOD_UNKNOWN = _error("unknown-method",
+    "merge_method must be a method that is registered with mergekit.{broken}", "{choice}")
+PLUGIN_INACTIVE = _error("plugin-inactive",
     "mergekit-yaml will not know the method here: {why}",
-    "run `mergekit-select run yaml RECIPE OUT` instead, or install mergekit-select with pip in site-packages",
-)
-BASE_PARAMETER_IGNORED = Kind(
-    "base-parameter-ignored", _WARNING, "mergekit ignores {name} for the base model", "remove it"
-)
-DTYPE_UNKNOWN = Kind(
-    "dtype-unknown",
-    _ERROR,
+    "run `mergekit-select run yaml RECIPE OUT` instead, or install mergekit-select with pip in site-packages")
+BASE_PARAMETER_IGNORED = _warning("base-parameter-ignored", "mergekit ignores {name} for the base model", "remove it")
+DTYPE_UNKNOWN = _error("dtype-unknown",
     "{key} must be a floating dtype that mergekit knows; it would fail, or write integers, halfway",
-    "write bfloat16, float16, float32 or float64",
-)
-CHAT_TEMPLATE = Kind(
-    "chat-template",
-    _ERROR,
-    "chat_template must be auto, a Jinja template, or one of mergekit's names; {effect}",
-    "choose one of {known}",
-)
-TOKENIZER_UNION = Kind(
-    "tokenizer-union",
-    _WARNING,
+    "write bfloat16, float16, float32 or float64")
+CHAT_TEMPLATE = _error("chat-template",
+    "chat_template must be auto, a Jinja template, or one of mergekit's names; {effect}", "choose one of {known}")
+TOKENIZER_UNION = _warning("tokenizer-union",
     "mergekit orders a union vocabulary by a set of models, whose order changes from run to run; nothing fixes it "
-    "before Python 3.12, and PYTHONHASHSEED does from there on",
-    "name one model, or base, as the source",
-)
+    "before Python 3.12, and PYTHONHASHSEED does from there on", "name one model, or base, as the source")
 
 # --- parameters, once filters and gradients are resolved ---
 
-PARAMETER_MISSING = Kind("parameter-missing", _ERROR, "{problem}", "give it under parameters")
-PARAMETER_INVALID = Kind(
-    "parameter-invalid",
-    _ERROR,
-    "the method refuses the value of a parameter: {problem}",
-    "give a value that the method takes",
-)
-PARAMETERS_REFUSED = Kind("parameter-invalid", _ERROR, "{problem}")
-WEIGHT_NOT_FINITE = Kind(
-    "weight-not-finite",
-    _ERROR,
-    "a weight must be a finite number; others make the tensor one of NaN",
-    "give a finite weight",
-)
-WEIGHTS_ZERO = Kind(
-    "weights-zero",
-    _ERROR,
+PARAMETER_MISSING = _error("parameter-missing", "{problem}", "give it under parameters")
+PARAMETER_INVALID = _error("parameter-invalid",
+    "the method refuses the value of a parameter: {problem}", "give a value that the method takes")
+PARAMETERS_REFUSED = _error("parameter-invalid", "{problem}")
+WEIGHT_NOT_FINITE = _error("weight-not-finite",
+    "a weight must be a finite number; others make the tensor one of NaN", "give a finite weight")
+WEIGHTS_ZERO = _error("weights-zero",
     "the weights of a tensor's models must not sum to 0 after filters and gradients; {effect}",
-    "give one of them a positive weight there",
-)
-DRY_RUN = Kind("dry-run", _ERROR, "{problem}", "change the parameters, or set dtype, such as dtype: bfloat16")
+    "give one of them a positive weight there")
+DRY_RUN = _error("dry-run", "{problem}", "change the parameters, or set dtype, such as dtype: bfloat16")
 
 # --- models: where they are, and what their files are ---
 
-MODEL_IS_FILE = Kind(
-    "model-missing",
-    _ERROR,
+MODEL_IS_FILE = _error("model-missing",
     "a local model must be a folder in Hugging Face format, and this is a file",
-    "give the folder with config.json and safetensors",
-)
-MODEL_IS_GGUF = Kind("model-quantised", _ERROR, MODEL_IS_FILE.rule, MODEL_IS_FILE.remedy)
-MODEL_ABSENT = Kind(
-    "model-missing",
-    _ERROR,
+    "give the folder with config.json and safetensors")
+MODEL_IS_GGUF = _error("model-quantised", MODEL_IS_FILE.rule, MODEL_IS_FILE.remedy)
+MODEL_ABSENT = _error("model-missing",
     "there is no such folder here, and it is no id of a model on the hub",
-    "correct the path; relative ones count from here",
-)
-MODEL_INCOMPLETE = Kind("model-missing", _ERROR, "{problem}", "copy or download the model again")
-MODEL_WITHOUT_WEIGHTS = Kind(
-    "model-missing",
-    _ERROR,
+    "correct the path; relative ones count from here")
+MODEL_INCOMPLETE = _error("model-missing", "{problem}", "copy or download the model again")
+MODEL_WITHOUT_WEIGHTS = _error("model-missing",
     "{folder} has neither model.safetensors nor pytorch_model.bin, whole or with an index",
-    "copy or download the model again",
-)
-MODEL_IS_ADAPTER = Kind(
-    "model-missing",
-    _ERROR,
-    "the folder is a LoRA adapter, not a model",
-    "write BASE+{name}, and give --lora-merge-cache",
-)
-MODEL_HAS_GGUF = Kind(
-    "model-quantised",
-    _ERROR,
-    "mergekit reads no GGUF files, and {folder} has only {files}",
-    "merge the original model, and convert the result",
-)
-MODEL_UNREADABLE = Kind("model-unreadable", _ERROR, "{problem}", "copy or download the model again")
-MODEL_PICKLED = Kind(
-    "model-pickled",
-    _WARNING,
+    "copy or download the model again")
+MODEL_IS_ADAPTER = _error("model-missing",
+    "the folder is a LoRA adapter, not a model", "write BASE+{name}, and give --lora-merge-cache")
+MODEL_HAS_GGUF = _error("model-quantised",
+    "mergekit reads no GGUF files, and {folder} has only {files}", "merge the original model, and convert the result")
+MODEL_UNREADABLE = _error("model-unreadable", "{problem}", "copy or download the model again")
+MODEL_PICKLED = _warning("model-pickled",
     "{file} is a pickle; check unpickles its tensors' descriptions only, with weights_only",
-    "store the model as safetensors",
-)
-MODEL_AMBIGUOUS = Kind(
-    "model-ambiguous",
-    _WARNING,
+    "store the model as safetensors")
+MODEL_AMBIGUOUS = _warning("model-ambiguous",
     "{folder} holds both {index}, which mergekit reads, and {single}, which transformers loads",
-    "remove the one that is left from an earlier merge or download",
-)
-MODEL_QUANTISED = Kind(
-    "model-quantised",
-    _ERROR,
+    "remove the one that is left from an earlier merge or download")
+MODEL_QUANTISED = _error("model-quantised",
     "a model must be unquantised to be merged, and this one has {what}",
-    "use the original model, or one that is dequantised and saved again",
-)
-SAME_FILE = Kind(
-    "same-file",
-    _WARNING,
+    "use the original model, or one that is dequantised and saved again")
+SAME_FILE = _warning("same-file",
     "sub-models should differ, and this is the same file as {other} ({place})",
-    "give another model, or a higher weight if that is meant",
-)
-LOCAL_PATH_LIKE_HUB_ID = Kind(
-    "local-path-like-hub-id",
-    _WARNING,
+    "give another model, or a higher weight if that is meant")
+LOCAL_PATH_LIKE_HUB_ID = _warning("local-path-like-hub-id",
     "a local path must begin with ./ or / for mergekit not to ask the hub about it when it writes the model card; "
-    "offline that fails after the merge",
-    "write ./{path}",
-)
-LOCAL_PATH_LIKE_HUB_ID_OFFLINE = Kind(
-    "local-path-like-hub-id", _ERROR, LOCAL_PATH_LIKE_HUB_ID.rule, LOCAL_PATH_LIKE_HUB_ID.remedy
-)
+    "offline that fails after the merge", "write ./{path}")
+LOCAL_PATH_LIKE_HUB_ID_OFFLINE = _error("local-path-like-hub-id", LOCAL_PATH_LIKE_HUB_ID.rule, "write ./{path}")
 
 # --- models on a hub ---
 
-HUB_ID_NOT_PINNED = Kind(
-    "hub-id-not-pinned",
-    _WARNING,
+HUB_ID_NOT_PINNED = _warning("hub-id-not-pinned",
     "a hub id must name a commit for everybody to get the same bits, and branches and tags can move",
-    "write owner/name@<commit hash>",
-)
-HUB_REFUSES = Kind(
-    "model-missing",
-    _ERROR,
+    "write owner/name@<commit hash>")
+HUB_REFUSES = _error("model-missing",
     "there is no such folder here, and the hub answers: {problem}",
-    "correct the path or id, or log in with `hf auth login` for a gated or private model",
-)
-HUB_OFFLINE = Kind(
-    "hub-unreachable",
-    _ERROR,
+    "correct the path or id, or log in with `hf auth login` for a gated or private model")
+HUB_OFFLINE = _error("hub-unreachable",
     "there is no such folder here, and HF_HUB_OFFLINE keeps mergekit and check from asking the hub",
-    "unset HF_HUB_OFFLINE, or give a local folder that begins with ./ or /",
-)
-HUB_UNREACHABLE = Kind(
-    "hub-unreachable",
-    _ERROR,
+    "unset HF_HUB_OFFLINE, or give a local folder that begins with ./ or /")
+HUB_UNREACHABLE = _error("hub-unreachable",
     "there is no such folder here, and asking {endpoint} failed: {problem}",
-    "check the network, or give a local folder that begins with ./ or /",
-)
-HUB_FILE_INVALID = Kind("model-unreadable", _ERROR, "{problem}", "report it to the model's author")
-HUB_WITHOUT_CONFIG = Kind(
-    "model-missing",
-    _ERROR,
-    "a model must have a config.json, and the repository has only {files}",
-    "give a repository in Hugging Face format",
-)
-HUB_GGUF_WITHOUT_CONFIG = Kind("model-quantised", _ERROR, HUB_WITHOUT_CONFIG.rule, HUB_WITHOUT_CONFIG.remedy)
-HUB_WITHOUT_WEIGHTS = Kind(
-    "model-missing",
-    _ERROR,
+    "check the network, or give a local folder that begins with ./ or /")
+HUB_FILE_INVALID = _error("model-unreadable", "{problem}", "report it to the model's author")
+HUB_WITHOUT_CONFIG = _error("model-missing",
+    "a model must have a config.json, and the repository has only {files}", "give a repository in Hugging Face format")
+HUB_GGUF_WITHOUT_CONFIG = _error("model-quantised", HUB_WITHOUT_CONFIG.rule, "give a repository in Hugging Face format")
+HUB_WITHOUT_WEIGHTS = _error("model-missing",
     "mergekit reads safetensors and PyTorch pickles, and the repository has only {files}",
-    "give a repository with safetensors",
-)
-HUB_GGUF = Kind("model-quantised", _ERROR, HUB_WITHOUT_WEIGHTS.rule, HUB_WITHOUT_WEIGHTS.remedy)
-HUB_OTHER_WEIGHTS = Kind(
-    "model-missing",
-    _ERROR,
+    "give a repository with safetensors")
+HUB_GGUF = _error("model-quantised", HUB_WITHOUT_WEIGHTS.rule, "give a repository with safetensors")
+HUB_OTHER_WEIGHTS = _error("model-missing",
     "mergekit needs model.safetensors or its index, and the repository has neither: {problem}",
-    "give another repository",
-)
-HUB_PICKLED = Kind(
-    "model-pickled",
-    _WARNING,
+    "give another repository")
+HUB_PICKLED = _warning("model-pickled",
     "the weights are pickles, whose tensors cannot be known without downloading them",
-    "choose a revision with safetensors",
-)
+    "choose a revision with safetensors")
 
 # --- LoRA adapters ---
 
-ADAPTER_WITHOUT_CONFIG = Kind(
-    "model-missing",
-    _ERROR,
-    "a LoRA adapter must be a folder with adapter_config.json, and {adapter} has none",
-    "correct the path after the +",
-)
-ADAPTER_ABSENT = Kind(
-    "model-missing",
-    _ERROR,
-    "there is no such adapter folder here, and it is no id of one on the hub",
-    "correct the path after the +",
-)
-ADAPTER_WITHOUT_WEIGHTS = Kind(
-    "model-missing",
-    _ERROR,
+ADAPTER_WITHOUT_CONFIG = _error("model-missing",
+    "a LoRA adapter must be a folder with adapter_config.json, and {adapter} has none", "correct the path after the +")
+ADAPTER_ABSENT = _error("model-missing",
+    "there is no such adapter folder here, and it is no id of one on the hub", "correct the path after the +")
+ADAPTER_WITHOUT_WEIGHTS = _error("model-missing",
     "a LoRA adapter must have its weights in adapter_model.safetensors, and {adapter} has none",
-    "copy or download the adapter again",
-)
-ADAPTER_UNREADABLE = Kind("model-unreadable", _ERROR, "{problem}", "copy or download the adapter again")
-LORA_CACHE = Kind(
-    "lora-cache",
-    _ERROR,
+    "copy or download the adapter again")
+ADAPTER_UNREADABLE = _error("model-unreadable", "{problem}", "copy or download the adapter again")
+LORA_CACHE = _error("lora-cache",
     "mergekit merges a LoRA adapter into its model first, and needs a folder for the result",
-    "give --lora-merge-cache FOLDER",
-)
-LORA_ARCHITECTURE = Kind(
-    "lora-cache",
-    _ERROR,
+    "give --lora-merge-cache FOLDER")
+LORA_ARCHITECTURE = _error("lora-cache",
     "mergekit infers this architecture from tensor names, and cannot do so for LoRA adapters",
-    "merge the adapter into its model with peft, and give the result",
-)
-LORA_CACHE_UNFINISHED = Kind(
-    "lora-cache-stale",
-    _ERROR,
-    "mergekit takes any folder in the LoRA merge cache for a finished merge, and this one is not",
-    "remove the folder",
-)
-LORA_CACHE_OLDER = Kind(
-    "lora-cache-stale",
-    _WARNING,
+    "merge the adapter into its model with peft, and give the result")
+LORA_CACHE_UNFINISHED = _error("lora-cache-stale",
+    "mergekit takes any folder in the LoRA merge cache for a finished merge, and this one is not", "remove the folder")
+LORA_CACHE_OLDER = _warning("lora-cache-stale",
     "mergekit takes the adapter's earlier merge from the LoRA merge cache, and the adapter is newer",
-    "remove the folder",
-)
-LORA_INVALID = Kind(
-    "lora-invalid",
-    _ERROR,
-    "{problem}",
-    "give an adapter that was trained on this model, with its own adapter_config.json",
-)
-LORA_KIND_NOT_KNOWN = Kind(
-    "not-known",
-    _NOTE,
+    "remove the folder")
+LORA_INVALID = _error("lora-invalid",
+    "{problem}", "give an adapter that was trained on this model, with its own adapter_config.json")
+LORA_KIND_NOT_KNOWN = _note("not-known",
     "whether peft can merge this kind of adapter into the model is not known without doing it",
-    "see that the adapter was trained on this model",
-)
-LORA_TENSORS_NOT_KNOWN = Kind(
-    "not-known",
-    _NOTE,
+    "see that the adapter was trained on this model")
+LORA_TENSORS_NOT_KNOWN = _note("not-known",
     "whether these tensors of the adapter fit the model is not known without merging them",
-    "see that it was trained on this model",
-)
+    "see that it was trained on this model")
 
 # --- models side by side ---
 
-NO_BASE_MODEL = Kind(
-    "no-base-model",
-    _WARNING,
+NO_BASE_MODEL = _warning("no-base-model",
     "without base_model mergekit takes config and tokenizer from an arbitrary model, and they differ",
-    "set base_model where the method allows one, or make config and tokenizer files equal",
-)
-NO_BASE_MODEL_BUT_EQUAL = Kind(
-    "no-base-model",
-    _NOTE,
-    "without base_model mergekit takes config and tokenizer from an arbitrary model; here they are equal",
-)
-TIES_DIFFER = Kind(
-    "ties-differ",
-    _WARNING,
-    "models must agree on tie_word_embeddings: lm_head and embed_tokens are merged separately, and the output's "
-    "config may then have transformers drop one of them",
-    "save the tied models untied, with lm_head.weight stored, or choose others",
-)
-TOKENIZERS_DIFFER = Kind(
-    "tokenizers-differ",
-    _WARNING,
+    "set base_model where the method allows one, or make config and tokenizer files equal")
+NO_BASE_MODEL_BUT_EQUAL = _note("no-base-model",
+    "without base_model mergekit takes config and tokenizer from an arbitrary model; here they are equal")
+TIES_DIFFER = _warning("ties-differ",
+    "models must agree on tie_word_embeddings: lm_head and embed_tokens are merged separately, and the output's config"
+    " may then have transformers drop one of them",
+    "save the tied models untied, with lm_head.weight stored, or choose others")
+TOKENIZERS_DIFFER = _warning("tokenizers-differ",
     "tokens must have the same ids in all models, and {other} differs from {first}",
-    "add tokenizer: {{source: base}} to the recipe, so that mergekit aligns the rows",
-)
-TOKENIZERS_CONFLICT = Kind("tokenizers-differ", _ERROR, TOKENIZERS_DIFFER.rule, TOKENIZERS_DIFFER.remedy)
-TOKENIZER_UNREADABLE = Kind(
-    "tokenizer-invalid",
-    _WARNING,
-    "the tokenizer files in {folder} cannot be read: {problem}",
-    "copy or download the model again",
-)
-ARCHITECTURE_DIFFERS = Kind(
-    "architecture-differs",
-    _ERROR,
+    "add tokenizer: {{source: base}} to the recipe, so that mergekit aligns the rows")
+TOKENIZERS_CONFLICT = _error("tokenizers-differ", TOKENIZERS_DIFFER.rule, TOKENIZERS_DIFFER.remedy)
+TOKENIZER_UNREADABLE = _warning("tokenizer-invalid",
+    "the tokenizer files in {folder} cannot be read: {problem}", "copy or download the model again")
+ARCHITECTURE_DIFFERS = _error("architecture-differs",
     "models must have one architecture for mergekit to merge them",
-    "choose models of one architecture, or give --allow-crimes if you know better",
-)
-ARCHITECTURE_DIFFERS_ALLOWED = Kind(
-    "architecture-differs", _WARNING, ARCHITECTURE_DIFFERS.rule, "choose models of one architecture"
-)
-CONFIG_INVALID = Kind(
-    "config-invalid",
-    _ERROR,
+    "choose models of one architecture, or give --allow-crimes if you know better")
+ARCHITECTURE_DIFFERS_ALLOWED = _warning("architecture-differs",
+    ARCHITECTURE_DIFFERS.rule, "choose models of one architecture")
+CONFIG_INVALID = _error("config-invalid",
     "transformers or mergekit cannot use its config.json: {problem}",
-    "correct it, upgrade transformers, or give --trust-remote-code if the model brings its own code",
-)
-REMOTE_CODE = Kind(
-    "remote-code",
-    _NOTE,
-    "the model brings code of its own, which check does not download",
-    "download the model to check it",
-)
-WEIGHTS_NOT_KNOWN = Kind(
-    "not-known",
-    _NOTE,
+    "correct it, upgrade transformers, or give --trust-remote-code if the model brings its own code")
+REMOTE_CODE = _note("remote-code",
+    "the model brings code of its own, which check does not download", "download the model to check it")
+WEIGHTS_NOT_KNOWN = _note("not-known",
     "the names and shapes of its tensors cannot be known without downloading the weights",
-    "download the model to check it",
-)
-OUTPUT_NOT_KNOWN = Kind(
-    "not-known",
-    _NOTE,
-    "what the merge {name} of this file writes is not known, and this one needs it",
-    "see what is said of that merge",
-)
+    "download the model to check it")
+OUTPUT_NOT_KNOWN = _note("not-known",
+    "what the merge {name} of this file writes is not known, and this one needs it", "see what is said of that merge")
 
 # --- the plan ---
 
-PLAN_FAILED = Kind("plan-failed", _ERROR, "mergekit cannot plan the merge: {problem}")
-TENSOR_NOT_PLANNED = Kind("plan-failed", _ERROR, "{problem}")
-ARCHITECTURE_NOT_INFERRED = Kind(
-    "plan-failed", _ERROR, "mergekit cannot infer the architecture: {problem}", "choose models that mergekit knows"
-)
-INPUTS = Kind("inputs", _ERROR, "{problem}", "see what {method} takes, and name each model once")
-LAYER_RANGE = Kind(
-    "layer-range",
-    _ERROR,
+PLAN_FAILED = _error("plan-failed", "mergekit cannot plan the merge: {problem}")
+TENSOR_NOT_PLANNED = _error("plan-failed", "{problem}")
+ARCHITECTURE_NOT_INFERRED = _error("plan-failed",
+    "mergekit cannot infer the architecture: {problem}", "choose models that mergekit knows")
+INPUTS = _error("inputs", "{problem}", "see what {method} takes, and name each model once")
+LAYER_RANGE = _error("layer-range",
     "layer_range must be [first, end) with 0 <= first <= end <= {count}, the model's number of layers",
-    "write a range within [0, {count}]",
-)
-LAYERS_DIFFER = Kind(
-    "layers-differ",
-    _ERROR,
+    "write a range within [0, {count}]")
+LAYERS_DIFFER = _error("layers-differ",
     "all models must give the same number of layers to a merge",
-    "choose models of one depth, or give each a layer_range of the same length under slices",
-)
-SLICES_UNEVEN = Kind(
-    "slices-uneven",
-    _ERROR,
+    "choose models of one depth, or give each a layer_range of the same length under slices")
+SLICES_UNEVEN = _error("slices-uneven",
     "the last slice must not have more sources than the first; mergekit takes {after} from {taken} only, without "
-    "{left} and without a word",
-    "give the first and the last slice the same number of sources",
-)
+    "{left} and without a word", "give the first and the last slice the same number of sources")
 
 # --- tensors ---
 
-TENSOR_MISSING = Kind(
-    "tensor-missing",
-    _ERROR,
+TENSOR_MISSING = _error("tensor-missing",
     "mergekit needs the tensor from every model, and this one has not got it",
-    "choose a complete model of the same architecture",
-)
-TENSOR_NEEDED = Kind(
-    "tensor-missing", _ERROR, "a tensor that {method} needs is missing: {problem}", "choose other models"
-)
-TENSOR_PARTIAL = Kind(
-    "tensor-partial",
-    _WARNING,
+    "choose a complete model of the same architecture")
+TENSOR_NEEDED = _error("tensor-missing", "a tensor that {method} needs is missing: {problem}", "choose other models")
+TENSOR_PARTIAL = _warning("tensor-partial",
     "an optional tensor is missing from some of the models; it is merged from those that have it",
-    "see that it is meant",
-)
-TENSOR_COPIED = Kind(
-    "tensor-partial",
-    _WARNING,
-    "an optional tensor is missing from all models but {holder}; it is copied",
-    "see that it is meant",
-)
-TENSOR_SKIPPED = Kind(
-    "tensor-partial",
-    _WARNING,
-    "an optional tensor is missing from too many models; the output will not have it",
-    "choose other models",
-)
-TENSOR_IGNORED = Kind(
-    "tensor-ignored",
-    _WARNING,
+    "see that it is meant")
+TENSOR_COPIED = _warning("tensor-partial",
+    "an optional tensor is missing from all models but {holder}; it is copied", "see that it is meant")
+TENSOR_SKIPPED = _warning("tensor-partial",
+    "an optional tensor is missing from too many models; the output will not have it", "choose other models")
+TENSOR_IGNORED = _warning("tensor-ignored",
     "mergekit leaves out tensors that the architecture does not list, without a word",
-    "see that the output needs none, or upgrade mergekit to one that knows the architecture",
-)
-TENSORS_MOSTLY_IGNORED = Kind("tensor-ignored", _ERROR, TENSOR_IGNORED.rule, TENSOR_IGNORED.remedy)
-TENSOR_CONVERTED = Kind(
-    "not-known",
-    _NOTE,
-    "transformers converts the checkpoint's tensors to this one, so that shape and dtype are not known",
-)
-SHAPES_DIFFER = Kind("shapes-differ", _ERROR, "a tensor must have one shape in all models", "choose models of one size")
-VOCABULARIES_DIFFER = Kind(
-    "shapes-differ", _ERROR, SHAPES_DIFFER.rule, "add tokenizer: {{source: base}} to align vocabularies"
-)
-TENSOR_DTYPES_DIFFER = Kind(
-    "tensor-dtype", _ERROR, "an integer tensor must have one dtype in all models", "choose other models"
-)
-TENSOR_DTYPE = Kind(
-    "tensor-dtype",
-    _ERROR,
-    "torch cannot promote the dtypes to one: {problem}",
-    "set dtype, such as dtype: bfloat16",
-)
-INTEGER_TENSOR = Kind(
-    "integer-tensor",
-    _NOTE,
-    "an integer tensor must be equal in all models for mergekit to copy it, which takes reading it",
-)
-DTYPES_MIXED = Kind(
-    "dtypes-mixed",
-    _WARNING,
-    "mergekit promotes the dtypes of a tensor to one, here {dtype}",
-    "set dtype to the one you want",
-)
-BASE_DTYPE = Kind(
-    "base-dtype",
-    _WARNING,
+    "see that the output needs none, or upgrade mergekit to one that knows the architecture")
+TENSORS_MOSTLY_IGNORED = _error("tensor-ignored", TENSOR_IGNORED.rule, TENSOR_IGNORED.remedy)
+TENSOR_CONVERTED = _note("not-known",
+    "transformers converts the checkpoint's tensors to this one, so that shape and dtype are not known")
+SHAPES_DIFFER = _error("shapes-differ", "a tensor must have one shape in all models", "choose models of one size")
+VOCABULARIES_DIFFER = _error("shapes-differ",
+    SHAPES_DIFFER.rule, "add tokenizer: {{source: base}} to align vocabularies")
+TENSOR_DTYPES_DIFFER = _error("tensor-dtype",
+    "an integer tensor must have one dtype in all models", "choose other models")
+TENSOR_DTYPE = _error("tensor-dtype",
+    "torch cannot promote the dtypes to one: {problem}", "set dtype, such as dtype: bfloat16")
+INTEGER_TENSOR = _note("integer-tensor",
+    "an integer tensor must be equal in all models for mergekit to copy it, which takes reading it")
+DTYPES_MIXED = _warning("dtypes-mixed",
+    "mergekit promotes the dtypes of a tensor to one, here {dtype}", "set dtype to the one you want")
+BASE_DTYPE = _warning("base-dtype",
     "the base must have the sub-models' dtype, or hardly any parameter equals it and nothing is resampled",
-    "set dtype to the coarser one, or give the base as the sub-models began from it",
-)
-MULTISLERP_BASE = Kind(
-    "not-known",
-    _NOTE,
-    "with a base model multislerp fails on any tensor that no sub-model has moved",
-    "leave out base_model if so",
-)
+    "set dtype to the coarser one, or give the base as the sub-models began from it")
+MULTISLERP_BASE = _note("not-known",
+    "with a base model multislerp fails on any tensor that no sub-model has moved", "leave out base_model if so")
 
 # --- the output's tokenizer and config ---
 
-VOCABULARY_CONFIG = Kind(
-    "config-invalid",
-    _ERROR,
+VOCABULARY_CONFIG = _error("config-invalid",
     "the output takes {key} from {donor}, and transformers loads no tensor with other rows",
-    "correct {key} in its config.json, or add tokenizer: {{source: base}}",
-)
-TOKENIZER_INVALID = Kind(
-    "tokenizer-invalid",
-    _ERROR,
-    "mergekit cannot build the output's tokenizer: {problem}",
-    "give every model its tokenizer files",
-)
-TOKENIZER_ROWS = Kind(
-    "tokenizer-invalid",
-    _ERROR,
+    "correct {key} in its config.json, or add tokenizer: {{source: base}}")
+TOKENIZER_INVALID = _error("tokenizer-invalid",
+    "mergekit cannot build the output's tokenizer: {problem}", "give every model its tokenizer files")
+TOKENIZER_ROWS = _error("tokenizer-invalid",
     "every token of the tokenizer must have a row in the model's vocabulary, and this has {rows}",
-    "give the model its own tokenizer, or resize its embeddings",
-)
-TOKEN_WITHOUT_SOURCE = Kind(
-    "tokenizer-invalid",
-    _ERROR,
+    "give the model its own tokenizer, or resize its embeddings")
+TOKEN_WITHOUT_SOURCE = _error("tokenizer-invalid",
     "a token must have a source where {reason}; mergekit cannot make its row of {tensor}",
-    "give it a source, such as {{kind: zero}} or a model that has it",
-)
-TOKEN_SOURCE_INVALID = Kind(
-    "tokenizer-invalid",
-    _ERROR,
-    "mergekit cannot take the row for {tensor} from there: {problem}",
-    "name a model of the merge that has the token",
-)
-TOKENIZER_MISSING = Kind(
-    "tokenizer-missing",
-    _WARNING,
+    "give it a source, such as {{kind: zero}} or a model that has it")
+TOKEN_SOURCE_INVALID = _error("tokenizer-invalid",
+    "mergekit cannot take the row for {tensor} from there: {problem}", "name a model of the merge that has the token")
+TOKENIZER_MISSING = _warning("tokenizer-missing",
     "mergekit copies the tokenizer from this model, and it has none",
-    "copy one into the output, or give --no-copy-tokenizer",
-)
+    "copy one into the output, or give --no-copy-tokenizer")
 
 # --- the output folder, disk and memory ---
 
-OUT_NAME = Kind(
-    "out-name",
-    _NOTE,
-    "mergekit takes the model card's title from the text after the last slash, and there is none",
-    "write {name}",
-)
-OUT_NOT_WRITABLE = Kind(
-    "out-not-writable",
-    _ERROR,
-    "the output must be a folder that can be written, and this is {what}",
-    "give another folder",
-)
-OUT_IS_INPUT = Kind(
-    "out-is-input",
-    _ERROR,
-    "the output must not be one of the inputs: the merge would overwrite it",
-    "give another folder",
-)
-OUT_STALE = Kind(
-    "out-stale",
-    _ERROR,
+OUT_NAME = _note("out-name",
+    "mergekit takes the model card's title from the text after the last slash, and there is none", "write {name}")
+OUT_NOT_WRITABLE = _error("out-not-writable",
+    "the output must be a folder that can be written, and this is {what}", "give another folder")
+OUT_IS_INPUT = _error("out-is-input",
+    "the output must not be one of the inputs: the merge would overwrite it", "give another folder")
+OUT_STALE = _error("out-stale",
     "the folder must not hold weights of an earlier merge: they would be loaded in place of the new ones",
-    "remove them, or give another folder",
-)
-OUT_LEFTOVERS = Kind(
-    "out-stale",
-    _WARNING,
-    "weights of an earlier merge stay in the folder beside the new ones",
-    "remove them, or give another folder",
-)
-DISK_FULL = Kind("disk-full", _ERROR, "the output must fit on the disk", "free some, or merge into another folder")
-MEMORY = Kind(
-    "memory",
-    _WARNING,
-    "the merge is expected to need more memory than there is",
-    "give a smaller --out-shard-size, such as 1B",
-)
+    "remove them, or give another folder")
+OUT_LEFTOVERS = _warning("out-stale",
+    "weights of an earlier merge stay in the folder beside the new ones", "remove them, or give another folder")
+DISK_FULL = _error("disk-full", "the output must fit on the disk", "free some, or merge into another folder")
+MEMORY = _warning("memory",
+    "the merge is expected to need more memory than there is", "give a smaller --out-shard-size, such as 1B")
 
 # --- verify: a folder that is no finished output, in the words of reports without severity ---
 
-CONFIG_MISSING = Kind("unfinished", _ERROR, "missing: mergekit writes it after all tensors")
-WEIGHTS_MISSING = Kind("unfinished", _ERROR, "no weights are there: the merge has not ended", "merge again")
-SHARD_MISSING = Kind("unfinished", _ERROR, "missing: {index} names this shard", "merge again")
-INDEX_MISSING = Kind("unfinished", _ERROR, "missing: mergekit writes it after all shards", "merge again")
-SHARD_TEMPORARY = Kind("unfinished", _ERROR, "left by a merge that was interrupted", "merge again into an empty folder")
-RECIPE_MISSING = Kind(
-    "unfinished",
-    _ERROR,
+CONFIG_MISSING = _error("unfinished", "missing: mergekit writes it after all tensors")
+WEIGHTS_MISSING = _error("unfinished", "no weights are there: the merge has not ended", "merge again")
+SHARD_MISSING = _error("unfinished", "missing: {index} names this shard", "merge again")
+INDEX_MISSING = _error("unfinished", "missing: mergekit writes it after all shards", "merge again")
+SHARD_TEMPORARY = _error("unfinished", "left by a merge that was interrupted", "merge again into an empty folder")
+RECIPE_MISSING = _error("unfinished",
     "missing: the merge has not ended, or was run with --no-write-model-card",
-    "merge again, or give the recipe with --recipe",
-)
-WEIGHTS_NOT_NAMED = Kind("stale", _ERROR, "{index} does not name it", "merge again into an empty folder")
-WEIGHTS_STALE = Kind(
-    "stale", _ERROR, "of another merge into this folder; transformers loads {loaded}", "delete the older"
-)
-SHARD_FORGOTTEN = Kind(
-    "inconsistent",
-    _ERROR,
-    "{index} names no tensor of this shard, which is of the same merge",
-    "restore the index, or merge again",
-)
-FILES_DISAGREE = Kind("inconsistent", _ERROR, "{problem}")
+    "merge again, or give the recipe with --recipe")
+WEIGHTS_NOT_NAMED = _error("stale", "{index} does not name it", "merge again into an empty folder")
+WEIGHTS_STALE = _error("stale", "of another merge into this folder; transformers loads {loaded}", "delete the older")
+SHARD_FORGOTTEN = _error("inconsistent",
+    "{index} names no tensor of this shard, which is of the same merge", "restore the index, or merge again")
+FILES_DISAGREE = _error("inconsistent", "{problem}")
 
 # --- verify: what the reader should know ---
 
-METHOD_RANDOM = Kind(
-    "random", _WARNING, "{method} draws at random anew in every run: bits that differ do not tell another recipe"
-)
-METHOD_NOT_KNOWN = Kind(
-    "not-known", _WARNING, "{method} is not known here: whether it gives the same bits again cannot be told"
-)
-METHOD_ROUNDS = Kind(
-    "rounding",
-    _NOTE,
+METHOD_RANDOM = _warning("random",
+    "{method} draws at random anew in every run: bits that differ do not tell another recipe")
+METHOD_NOT_KNOWN = _warning("not-known",
+    "{method} is not known here: whether it gives the same bits again cannot be told")
+METHOD_ROUNDS = _note("rounding",
     "{method} computes in floating point: another device, number of threads or version of torch may round otherwise",
-    "verify with those of the merge",
-)
-UNION_REORDERED = Kind(
-    "random",
-    _WARNING,
-    "tokenizer: union orders the vocabulary anew in every run: rows of embeddings and lm_head may be in another order, "
-    "and that they differ does not tell another recipe",
-    "an output that can be verified needs one model, or base, as the tokenizer's source",
-)
+    "verify with those of the merge")
+UNION_REORDERED = _warning("random",
+    "tokenizer: union orders the vocabulary anew in every run: rows of embeddings and lm_head may be in another order,"
+    " and that they differ does not tell another recipe",
+    "an output that can be verified needs one model, or base, as the tokenizer's source")
+
+# fmt: on
 
 CATALOGUE = tuple(value for value in dict(globals()).values() if isinstance(value, Kind))
