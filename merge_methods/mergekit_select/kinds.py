@@ -196,7 +196,8 @@ HUB_PICKLED = _warning("model-pickled",
 ADAPTER_WITHOUT_CONFIG = _error("model-missing",
     "a LoRA adapter must be a folder with adapter_config.json, and {adapter} has none", "correct the path after the +")
 ADAPTER_ABSENT = _error("model-missing",
-    "there is no such adapter folder here, and it is not the id of an adapter on the hub", "correct the path after the +")
+    "there is no such adapter folder here, and it is not the id of an adapter on the hub",
+    "correct the path after the +")
 ADAPTER_WITHOUT_WEIGHTS = _error("model-missing",
     "a LoRA adapter must have its weights in adapter_model.safetensors, and {adapter} has none",
     "copy or download the adapter again")
