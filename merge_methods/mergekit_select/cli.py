@@ -56,7 +56,8 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
         return
     from importlib.metadata import version
 
-    from mergekit_select import __version__, draws
+    from mergekit_select import __version__
+    from mergekit_select.selection import draws
 
     click.echo(
         f"mergekit-select {__version__}\nmergekit {version('mergekit')}\ntorch {version('torch')}\n"

@@ -16,8 +16,8 @@ from mergekit.options import MergeOptions
 from mergekit_select.errors import MergekitSelectError
 from mergekit_select.replay import PlannedTensor, Replay, ReplayError, replayed
 from mergekit_select.selection import Drawn, drawn
+from mergekit_select.selection.slots import slots
 from mergekit_select.tally import Tally, count, empty
-from mergekit_select.weights import slots
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
