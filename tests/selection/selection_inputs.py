@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 
 import torch
 
@@ -50,3 +52,18 @@ def expected(tensors, base=None, **options):
     """What the reference says: merged elements, first drawn, and chosen."""
     lists = [bits(tensor).flatten().tolist() for tensor in tensors]
     return reference.merge(lists, None if base is None else bits(base).flatten().tolist(), **options)
+
+
+def guarded(content: torch.Tensor, at_end: bool) -> torch.Tensor:
+    """The tensor in memory of its own, right after a page that must not be touched, or right before one."""
+    page = mmap.PAGESIZE
+    size = -(-content.nbytes // page) * page
+    region = mmap.mmap(-1, size + 2 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for forbidden in (start, start + page + size):
+        assert libc.mprotect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) == 0
+    offset = page + (size - content.nbytes if at_end else 0)
+    tensor = torch.frombuffer(region, dtype=content.dtype, count=content.numel(), offset=offset)
+    tensor.copy_(content.flatten())
+    return tensor.view(content.shape)

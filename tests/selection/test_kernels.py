@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_inputs import DTYPES, KERNELS, bits, expected, inputs, random_bits, same
+from selection_inputs import DTYPES, KERNELS, bits, expected, guarded, inputs, random_bits, same
 
 import reference
 from mergekit_select.selection import kernel_c, kernel_name
@@ -204,21 +203,6 @@ def test_elements_beyond_2_to_the_32_are_found():
 # ---- no byte beyond an end
 
 
-def guarded(content: torch.Tensor, at_end: bool) -> torch.Tensor:
-    """The tensor in memory of its own, right after a page that must not be touched, or right before one."""
-    page = mmap.PAGESIZE
-    size = -(-content.nbytes // page) * page
-    region = mmap.mmap(-1, size + 2 * page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(region))
-    libc = ctypes.CDLL(None, use_errno=True)
-    for forbidden in (start, start + page + size):
-        assert libc.mprotect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) == 0
-    offset = page + (size - content.nbytes if at_end else 0)
-    tensor = torch.frombuffer(region, dtype=content.dtype, count=content.numel(), offset=offset)
-    tensor.copy_(content.flatten())
-    return tensor.view(content.shape)
-
-
 needs_pages = pytest.mark.skipif(sys.platform == "win32", reason="no mprotect")
 
 
@@ -247,14 +231,14 @@ def test_a_guarded_page_is_guarded():
     """Or the test above could not fail."""
     code = """
 import ctypes, sys, torch
-from test_kernels import guarded
+from selection_inputs import guarded
 tensor = guarded(torch.zeros(8), sys.argv[1] == "after")
 ctypes.string_at(tensor.data_ptr() + (32 if sys.argv[1] == "after" else -1), 1)
 """
     for side in ("before", "after"):
         done = subprocess.run(
             [sys.executable, "-c", code, side],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LD_PRELOAD": ""},  # no sanitizer
             capture_output=True,
         )
         assert done.returncode < 0
