@@ -41,7 +41,7 @@ def written(folder: Path, config: dict, name: str = "recipe.yml") -> Path:
 
 def test_version_names_what_the_bits_depend_on():
     import mergekit_select
-    from mergekit_select import draws
+    from mergekit_select.selection import draws
 
     code, out, _ = invoke("--version")
     assert code == 0

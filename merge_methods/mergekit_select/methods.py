@@ -20,8 +20,9 @@ from mergekit.merge_methods import (
 )
 from pydantic import PlainValidator
 
-from mergekit_select import _plugins, draws, selection
+from mergekit_select import _plugins, selection
 from mergekit_select.errors import MergekitSelectError, ParameterError, TensorError
+from mergekit_select.selection import draws
 
 _PAPER = "https://arxiv.org/abs/2410.03743"
 
