@@ -43,6 +43,17 @@ def test_pickled_checkpoints(llamas: Family, tmp_path: Path, method: str, lazy: 
     assert_loads(out)
 
 
+@shows("Checkpoints", "embeddings tied in all models", note="untied in all: every other row; tied ones are drawn once")
+@both_methods
+def test_tied_embeddings_are_drawn_once(llamas: Family, tmp_path: Path, method: str) -> None:
+    base, *subs = [tied(folder, tmp_path / folder.name) for folder in llamas.everyone]
+    out = merge(recipe(method, base, subs), tmp_path / "out")
+    found = expectation.read(out)
+    assert "lm_head.weight" not in found
+    expectation.assert_same(found, wanted(method, base, subs))
+    assert_loads(out)
+
+
 @shows(
     "Checkpoints",
     lambda which: f"embeddings tied in {which}, untied in the others",
