@@ -1,6 +1,11 @@
-"""The errors that mergekit-select raises itself; what mergekit reports is left to mergekit."""
+"""The errors that mergekit-select raises, one tree; what mergekit reports is left to mergekit."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergekit_select.findings import Kind
 
 
 class MergekitSelectError(Exception):
@@ -20,3 +25,51 @@ class TensorError(MergekitSelectError):
 
 class UnsupportedDtypeError(TensorError, TypeError):
     """A tensor's dtype is none that selection copies."""
+
+
+class UnreadableError(MergekitSelectError):
+    """A file is missing, or cannot be read as what it should be."""
+
+
+class RecipeError(UnreadableError):
+    """A recipe file cannot be read as one."""
+
+
+class UnusableModelError(UnreadableError):
+    """A model that mergekit could not merge.
+
+    Attributes:
+        kind: What is wrong, from the catalogue of findings; ``check`` reports it as a finding.
+        details: What the kind's texts mention.
+    """
+
+    def __init__(self, kind: Kind, **details: Any) -> None:
+        super().__init__(kind.text(**details))
+        self.kind = kind
+        self.details = details
+
+
+class PlanError(MergekitSelectError):
+    """Everything can be read, but mergekit refuses the merge."""
+
+
+def one_line(value: object, limit: int = 300) -> str:
+    """Return a value's text on one line of bounded length.
+
+    An error of another package gets its type in front where its text alone would say too little.
+    """
+    text = " ".join(_text(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, Exception) or isinstance(value, MergekitSelectError):
+        return str(value)
+    problems = getattr(value, "errors", None)  # of a pydantic.ValidationError, whose text takes many lines
+    if isinstance(value, ValueError) and callable(problems):
+        first = problems()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
+    if isinstance(value, OSError) and value.strerror:
+        return f"{value.strerror}: {value.filename}" if value.filename else value.strerror
+    return f"{type(value).__name__}: {value}" if str(value) else type(value).__name__

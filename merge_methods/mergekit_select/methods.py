@@ -25,6 +25,10 @@ from mergekit_select.errors import MergekitSelectError, ParameterError, TensorEr
 
 _PAPER = "https://arxiv.org/abs/2410.03743"
 
+SELECTION = "parameter_selection"
+RESAMPLING = "parameter_selection_resampling"
+OWN = (SELECTION, RESAMPLING)
+
 
 class _Whole(int):
     """An integer parameter that refuses to be interpolated.
@@ -91,7 +95,7 @@ Draws = Annotated[int, PlainValidator(_draws)]
 
 
 @merge_method(
-    name="parameter_selection",
+    name=SELECTION,
     pretty_name="Parameter Selection",
     reference_url=_PAPER,
     contract=InputContract(base=BasePolicy.OPTIONAL, min_non_base=1),
@@ -108,7 +112,7 @@ def parameter_selection(
 
 
 @merge_method(
-    name="parameter_selection_resampling",
+    name=RESAMPLING,
     pretty_name="Parameter Selection with Resampling",
     reference_url=_PAPER,
     contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),

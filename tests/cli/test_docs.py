@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mergekit_select.findings import KINDS
+from mergekit_select.kinds import MEANINGS
 from tests.support.commands import script
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -42,7 +42,7 @@ def test_docs_show_the_help_of_every_command() -> None:
 
 def test_docs_list_every_kind_of_finding() -> None:
     text = DOCS.read_text("utf-8")
-    for kind, meaning in KINDS.items():
+    for kind, meaning in MEANINGS.items():
         assert f"| `{kind}` | {meaning} |" in text
 
 

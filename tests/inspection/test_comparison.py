@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mergekit_select.bits import integers
-from mergekit_select.inspection import place
+from mergekit_select.inspection.inspect import place
 from tests.inspection.support import PARAMETERS, inspected, places, ran, same
 from tests.support.checkpoints import changed, copied, in_dtype, tensors_of
 from tests.support.models import small_family

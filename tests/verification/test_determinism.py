@@ -67,8 +67,8 @@ def test_union_of_vocabularies_in_another_order(tmp_path: Path, tokenizer: dict[
     answer = verify(out)
     assert (answer.same, answer.undecided) == (False, True)
     (note,) = answer.notes
-    assert "PYTHONHASHSEED" not in note
-    assert "one model, or base, as the tokenizer's source" in note
+    assert "PYTHONHASHSEED" not in note.text
+    assert "one model, or base, as the tokenizer's source" in note.text
     result = invoke("verify", out)
     assert result.exit_code == 1
     assert "UNDECIDED" in result.output
@@ -98,4 +98,4 @@ def test_unknown_method(tmp_path: Path) -> None:
     answer = verify(merge(small_family().recipe("test_first_model"), tmp_path / "out"))
     assert answer.determinism is Determinism.UNKNOWN
     assert answer.same
-    assert "is not known here" in answer.notes[0]
+    assert "is not known here" in answer.notes[0].text

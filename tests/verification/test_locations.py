@@ -9,7 +9,7 @@ import pytest
 import yaml
 from mergekit.config import MergeConfiguration
 
-from mergekit_select.replay import relocated
+from mergekit_select.inputs.references import relocated
 from tests.support.commands import invoke
 from tests.support.models import Family, small_family
 from tests.support.recipes import merge

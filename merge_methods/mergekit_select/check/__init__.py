@@ -1,0 +1,5 @@
+"""Would this merge work? Asked of the recipe, the models' configs, tokenizers and headers, before a tensor is read."""
+
+from mergekit_select.check.check import check
+
+__all__ = ["check"]

@@ -1,0 +1,142 @@
+"""Check models side by side: quantisation, files, ties, the donor of config and tokenizer, and token ids."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergekit_select import kinds
+from mergekit_select.check.merge import MergeUnderCheck, Model
+from mergekit_select.errors import one_line
+from mergekit_select.findings import Findings, some
+from mergekit_select.inputs.checkpoint import Checkpoint
+from mergekit_select.inputs.files import TOKENIZER_FILES
+from mergekit_select.inputs.references import donor
+from mergekit_select.planner.plan import Plan
+
+# Names of the scales and packed weights that quantised checkpoints hold.
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state\..*|weight_scale(_inv)?|input_scale|"
+    r"weight_packed|weight_format|blocks|weight_zero_point)$"
+)
+# Keys of config.json in which a donor may differ from another without any effect.
+_IRRELEVANT = {"_name_or_path", "transformers_version", "use_cache"}
+
+
+def check_models(merge: MergeUnderCheck) -> None:
+    """Add what is wrong with the models that are merged, each for itself and side by side."""
+    for model in merge.merged:
+        _quantised(model, merge.findings)
+    _same_files(merge.merged, merge.findings)
+    _ties(merge.merged, merge.findings)
+
+
+def _quantised(model: Model, findings: Findings) -> None:
+    settings = model.checkpoint.config.get("quantization_config")
+    scales = [name for name in model.checkpoint.tensors or () if _QUANTISED.search(name)]
+    if settings or scales:
+        method = settings.get("quant_method", "unnamed") if isinstance(settings, dict) else settings
+        what = f"quantization_config with quant_method {method}" if settings else some(scales)
+        findings.add(kinds.MODEL_QUANTISED, model.places[0], model, what=what)
+
+
+def _same_files(models: Sequence[Model], findings: Findings) -> None:
+    # In slices and passthrough one model may well serve twice; there it is one reference.
+    seen: dict[frozenset[object], Model] = {}
+    for model in models:
+        files = model.checkpoint.files
+        if files and files in seen and seen[files].reference.lora == model.reference.lora:
+            other = seen[files]
+            findings.add(kinds.SAME_FILE, model.places[0], model, other=other, place=other.places[0])
+        seen.setdefault(files, model)
+
+
+def _ties(models: Sequence[Model], findings: Findings) -> None:
+    tied = [model for model in models if model.checkpoint.tied]
+    untied = [model for model in models if not model.checkpoint.tied]
+    if tied and untied:
+        findings.add(kinds.TIES_DIFFER, "models", f"tied in {some(tied)}; untied in {some(untied)}")
+
+
+def check_donor(merge: MergeUnderCheck) -> None:
+    """Without a base model, say whether it matters which one mergekit takes config and tokenizer from."""
+    models = merge.merged
+    if donor(merge.config) is not None:
+        return
+    first = _donated(models[0].checkpoint)
+    differing = [model for model in models[1:] if _donated(model.checkpoint) != first]
+    if differing:
+        merge.findings.add(kinds.NO_BASE_MODEL, "base_model", f"{differing[0]} differs from {models[0]}")
+    else:
+        merge.findings.add(kinds.NO_BASE_MODEL_BUT_EQUAL, "base_model")
+
+
+def _donated(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[bytes | None]]:
+    """Return what the output would take over; equal ids are left to ``check_tokenizers``."""
+    config = {key: value for key, value in checkpoint.config.items() if key not in _IRRELEVANT}
+    files = (checkpoint.folder / name for name in TOKENIZER_FILES)
+    return config, [file.read_bytes() if file.exists() else None for file in files]
+
+
+def check_tokenizers(merge: MergeUnderCheck, plan: Plan) -> None:
+    """Compare the ids that tokenizers give to tokens; equal sizes do not prove equal ids.
+
+    Those are compared whose vocabulary rows or tokenizer files go into the output.
+    """
+    groups = [planned.inputs for planned in plan.tensors if planned.weight.vocabulary_axis is not None]
+    shared = any(len(group) > 1 for group in groups)  # rows of several models meet in one tensor
+    known_donor = donor(merge.config)
+    order = [*([known_donor] if known_donor else []), *(model for group in groups for model, _ in group)]
+    users = [merge.models[reference] for reference in dict.fromkeys(order)]
+    known = [(model, ids) for model in users if (ids := _token_ids(model, merge.findings)) is not None]
+    for other, other_ids in known[1:]:
+        first, first_ids = known[0]
+        if first_ids == other_ids:
+            continue
+        conflict = _conflict(first_ids, other_ids)
+        # Rows for other tokens that stand at the same id are blended: the output speaks a mixed language.
+        kind = kinds.TOKENIZERS_CONFLICT if conflict and shared else kinds.TOKENIZERS_DIFFER
+        sizes = f"{len(first_ids)} tokens in {first}, {len(other_ids)} in {other}"
+        merge.findings.add(kind, other.places[0], conflict or sizes, other=other, first=first)
+
+
+def _conflict(first: Mapping[str, int], other: Mapping[str, int]) -> str:
+    for token, number in other.items():
+        if token in first and first[token] != number:
+            return f"token {token!r} is {first[token]} in one and {number} in the other"
+    of_first, of_other = ({number: token for token, number in ids.items()} for ids in (first, other))
+    for number, token in of_other.items():
+        if number in of_first and of_first[number] != token:
+            return f"id {number} is {of_first[number]!r} in one and {token!r} in the other"
+    return ""
+
+
+def _token_ids(model: Model, findings: Findings) -> Mapping[str, int] | None:
+    folder = model.checkpoint.folder
+    try:
+        return token_ids(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        findings.add(kinds.TOKENIZER_UNREADABLE, model.places[0], model, folder=folder, problem=one_line(error))
+        return None
+
+
+def token_ids(folder: Path) -> dict[str, int] | None:
+    """Return a tokenizer's ids by token, or None where no file tells them without sentencepiece."""
+    if (folder / "tokenizer.json").exists():
+        described = json.loads((folder / "tokenizer.json").read_bytes())
+        vocabulary: Any = described["model"].get("vocab", {})
+        if isinstance(vocabulary, list):  # Unigram: pairs of token and score, in the order of ids
+            vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+        added = {token["content"]: token["id"] for token in described.get("added_tokens", ())}
+        return {**vocabulary, **added}
+    if (folder / "vocab.json").exists():
+        vocabulary = json.loads((folder / "vocab.json").read_bytes())
+        extra = folder / "added_tokens.json"
+        return {**vocabulary, **(json.loads(extra.read_bytes()) if extra.exists() else {})}
+    if (folder / "vocab.txt").exists():
+        lines = (folder / "vocab.txt").read_text("utf-8").splitlines()
+        return {token: number for number, token in enumerate(lines)}
+    return None

@@ -1,0 +1,70 @@
+"""Check the output folder, and describe the output for other merges of the same file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergekit.options import MergeOptions
+
+from mergekit_select import kinds
+from mergekit_select.check.cost import shard_count
+from mergekit_select.check.merge import MergeUnderCheck, WrittenTensor
+from mergekit_select.findings import Findings, some
+from mergekit_select.inputs.checkpoint import Checkpoint
+from mergekit_select.inputs.files import INDEXES, TOKENIZER_FILES, TRANSFORMERS_LOADS, WEIGHTS, read_json
+from mergekit_select.planner.plan import Plan
+
+
+def check_out(merge: MergeUnderCheck, out: str, written: Sequence[WrittenTensor]) -> None:
+    """Add what is wrong with the output folder.
+
+    Args:
+        merge: The merge; gets the findings.
+        out: The folder, as given.
+        written: What the merge writes to it.
+    """
+    folder = Path(out)
+    if out.endswith(("/", os.sep)) and merge.options.write_model_card:
+        merge.findings.add(kinds.OUT_NAME, out, name=out.rstrip("/"))
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "a folder that cannot" if existing.is_dir() else "a file"
+        merge.findings.add(kinds.OUT_NOT_WRITABLE, str(existing), what=what)
+        return
+    if not folder.is_dir():
+        return
+    for model in merge.merged:
+        if model.checkpoint.folder.resolve() == folder.resolve():
+            merge.findings.add(kinds.OUT_IS_INPUT, out, model)
+            return
+    _stale(folder, shard_count(written, merge.options), merge.options, merge.findings)
+
+
+def _stale(folder: Path, shards: int, options: MergeOptions, findings: Findings) -> None:
+    """Add weights of an earlier merge, which may be loaded in place of the new ones."""
+    there = sorted(file.name for file in folder.iterdir() if WEIGHTS.fullmatch(file.name) or file.name in INDEXES)
+    single = "model.safetensors" if options.safe_serialization else "pytorch_model.bin"
+    index = f"{single}.index.json"
+    written_first = single if shards == 1 else index
+    # transformers takes the first of its list; mergekit an index before a single file.
+    before = TRANSFORMERS_LOADS[: TRANSFORMERS_LOADS.index(written_first)]
+    hidden = [name for name in before if name in there]
+    if shards == 1 and index in there:
+        hidden.append(index)
+    if hidden:
+        findings.add(kinds.OUT_STALE, str(folder), some(hidden))
+    elif there and there != [single]:
+        findings.add(kinds.OUT_LEFTOVERS, str(folder), some(there))
+
+
+def described_output(merge: MergeUnderCheck, plan: Plan, written: Sequence[WrittenTensor], folder: Path) -> Checkpoint:
+    """Describe the result for the merges of the same file that need it, in an empty folder."""
+    assert merge.name is not None  # only a named merge is needed by another
+    plan.out_config.save_pretrained(folder)
+    for file in TOKENIZER_FILES:
+        if (merge.donor.checkpoint.folder / file).exists():
+            (folder / file).write_bytes((merge.donor.checkpoint.folder / file).read_bytes())
+    tensors = {tensor.name: tensor.tensor for tensor in written}
+    return Checkpoint(merge.name, folder, read_json(folder / "config.json"), tensors, frozenset(), plain=False)

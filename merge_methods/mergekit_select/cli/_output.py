@@ -1,0 +1,70 @@
+"""The only mouth of the commands: reports as text or JSON, and progress bars.
+
+Imports neither torch nor mergekit, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from mergekit_select.errors import UnreadableError
+
+SCHEMA_VERSION = 1
+
+
+def print_report(command: str, data: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print an answer to stdout: as text, or as JSON in ASCII, with a schema version.
+
+    Raises:
+        UnreadableError: It cannot be written, such as to a full disk.
+    """
+    if as_json:
+        from pydantic_core import to_jsonable_python
+
+        content = {"schema": SCHEMA_VERSION, "command": command, **data}
+        text = json.dumps(_finite(to_jsonable_python(content)), indent=2, allow_nan=False)
+    try:
+        click.echo(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # `| head` has seen enough: click's own handling
+    except OSError as error:
+        # What is left in the buffer would be tried again when the interpreter exits, with a traceback.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        raise UnreadableError(f"cannot write the report to stdout: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data with null for NaN and the infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def bar(what: str, unit: str, quiet: bool, items: Iterable[Any] | None = None) -> Any:
+    """Return a tqdm bar on stderr, around items if there are any; silent if so wished, or if that is no terminal."""
+    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # typed where types-tqdm is installed
+
+    return tqdm(items, desc=what, unit=unit, disable=quiet or not sys.stderr.isatty())
+
+
+def silence_libraries() -> None:
+    """Keep mergekit and transformers from logging what a report says."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no types here
+    logging.basicConfig(level=logging.CRITICAL)
+    logging.getLogger("mergekit").setLevel(logging.CRITICAL)
+    logging.getLogger("mergekit_select").setLevel(logging.WARNING)

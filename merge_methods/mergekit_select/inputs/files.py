@@ -1,0 +1,77 @@
+"""The files of a model's folder: JSON of bounded size, and which weights are loaded first."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mergekit_select.errors import UnreadableError, one_line
+
+MOST_JSON_BYTES = 256 << 20  # an index of a million tensors has a tenth of this
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+# A checkpoint's weights, whole, as a shard, or as a shard of a merge that has not ended (without -of-N).
+WEIGHTS = re.compile(r"(?P<stem>model|pytorch_model)(-\d+(?P<of>-of-\d+)?)?\.(?P<suffix>safetensors|bin)")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Of several, the file that is loaded first.
+MERGEKIT_LOADS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+TRANSFORMERS_LOADS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def first_loaded(order: Collection[str], names: Collection[str]) -> str | None:
+    """Return the first of these names that a folder has, or None."""
+    return next((name for name in order if name in names), None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of at most ``MOST_JSON_BYTES``.
+
+    Raises:
+        UnreadableError: The file cannot be read, is larger, is no JSON, or holds something else.
+    """
+    try:
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise UnreadableError(f"{path} must be JSON of at most {MOST_JSON_BYTES} bytes, and is larger")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"{path} must be JSON, and is not: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UnreadableError(f"{path} must hold a JSON object, and holds {type(value).__name__}")
+    return value
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Return an index's shard file name by tensor name.
+
+    Raises:
+        UnreadableError: As for ``read_json``, or the index has no such mapping.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise UnreadableError(f"{path} must map tensor names to files under the key weight_map, and does not")
+    return weight_map

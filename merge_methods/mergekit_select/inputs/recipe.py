@@ -1,0 +1,116 @@
+"""Read a recipe file: one merge, or several of mergekit-multi."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mergekit.config import MergeConfiguration
+
+from mergekit_select.errors import RecipeError, one_line
+
+MOST_BYTES = 4 << 20  # the longest recipes seen have some hundred lines; a larger file is something else
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One merge as YAML gave it.
+
+    Attributes:
+        name: Its name in a mergekit-multi file, else None.
+        raw: The document without its name.
+        duplicates: Keys that stand twice in one mapping of it, of which YAML keeps the last.
+    """
+
+    name: str | None
+    raw: dict[str, Any]
+    duplicates: tuple[str, ...] = ()
+
+
+def read_recipes(path: str | Path) -> list[Recipe]:
+    """Return the merges in a recipe file, in the file's order.
+
+    Raises:
+        RecipeError: The file cannot be read, is no YAML, or has no mapping with ``merge_method`` in it.
+    """
+    text = _read(Path(path))
+    try:
+        documents = list(yaml.safe_load_all(text))
+        duplicates = [tuple(_duplicates(node)) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"a recipe must be YAML, and {path} is not: {one_line(error)}") from error
+    kept = [(document, keys) for document, keys in zip(documents, duplicates, strict=True) if document is not None]
+    documents = [document for document, _ in kept]
+    if not documents:
+        raise RecipeError(f"a recipe must say merge_method and its models, and {path} is empty")
+    for document in documents:
+        if not isinstance(document, dict):
+            raise RecipeError(
+                f"a recipe must be a YAML mapping with merge_method and its models, "
+                f"and {path} holds {one_line(repr(document), 60)}"
+            )
+    if not any("merge_method" in document for document in documents):
+        keys = ", ".join(str(key) for document in documents for key in document)
+        raise RecipeError(f"a recipe must say merge_method, and {path} has only the keys {one_line(keys, 100)}")
+    return [_recipe(document, keys) for document, keys in kept]
+
+
+def read_recipe(path: str | Path) -> MergeConfiguration:
+    """Return the one merge in a recipe file, as mergekit-yaml reads it.
+
+    Raises:
+        RecipeError: As for ``read_recipes``, or the file holds several merges, or mergekit refuses what it holds.
+    """
+    recipes = read_recipes(path)
+    if len(recipes) > 1:
+        raise RecipeError(
+            f"{path} must hold one merge, and holds {len(recipes)}; give one of them in a file of its own"
+        )
+    try:
+        return MergeConfiguration.model_validate(recipes[0].raw)
+    except Exception as error:  # mergekit's validators raise what they like
+        raise RecipeError(f"mergekit refuses the recipe {path}: {one_line(error)}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    if len(content) > MOST_BYTES:
+        raise RecipeError(f"a recipe must be a YAML file of at most {MOST_BYTES} bytes, and {path} is larger")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"a recipe must be UTF-8 text, and {path} is not: byte {error.start} is invalid") from error
+
+
+def _recipe(document: dict[Any, Any], duplicates: tuple[str, ...]) -> Recipe:
+    raw = dict(document)
+    name = raw.pop("name", None)
+    return Recipe(None if name is None else str(name), raw, duplicates)
+
+
+def _duplicates(root: yaml.Node | None) -> Iterator[str]:
+    """Yield keys that stand twice in one mapping, with their line."""
+    visited: set[int] = set()  # an alias leads to the same node again
+    nodes = [] if root is None else [root]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in visited or isinstance(node, yaml.ScalarNode):
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                nodes.append(value)
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        yield f"{key.value} in line {key.start_mark.line + 1}"
+                    seen.add(key.value)
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value

@@ -1,0 +1,200 @@
+"""A plan made from the models themselves, whose tensors can be computed one by one, with nothing written."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from mergekit import merge_methods
+from mergekit.architecture import get_architecture_info
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Task
+from mergekit.io.tasks import LoaderCache
+from mergekit.merge_methods.base import TensorEntry, TensorGroup, TensorMetadata
+from mergekit.merge_methods.dtype import align_dtype, promoted_dtype
+from mergekit.options import MergeOptions
+from mergekit.tokenizer import BuildTokenizer
+from transformers import PretrainedConfig
+
+from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, one_line
+from mergekit_select.inputs.checkpoint import read_header
+from mergekit_select.inputs.references import donor, is_local
+from mergekit_select.planner.internals import isolated, output_config, quiet_tokenizers, resize_vocabulary
+from mergekit_select.planner.plan import Plan, PlannedTensor, Planning, in_execution_order
+
+
+class Engine:
+    """Computes the tensors of a plan.
+
+    Attributes:
+        plan: What mergekit would do.
+        tensors: The plan's, in the order in which mergekit would execute them.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.tensors: Sequence[PlannedTensor] = tuple(in_execution_order(plan.tensors))
+        self._tokenizers: dict[BuildTokenizer, Any] = {}
+
+    def merged(self, planned: PlannedTensor) -> torch.Tensor | None:
+        """Compute one tensor as the merge would write it; None where mergekit would skip an optional one.
+
+        Raises:
+            MergekitSelectError: The inputs cannot be read, or the merge method refuses them.
+        """
+        with _at(f"tensor {planned.name!r}"):
+            result: torch.Tensor | None = self._evaluate(planned.task)
+            if result is None:
+                if not planned.weight.optional:
+                    raise PlanError(f"no value for the required tensor {planned.name!r}")
+                return None
+            return result if planned.stored_as is None else result.to(dtype=planned.stored_as)
+
+    def inputs(self, planned: PlannedTensor) -> TensorGroup:
+        """Gather one tensor's inputs as the merge method would get them: aligned, in recipe order, with the base.
+
+        Raises:
+            MergekitSelectError: They cannot be read, or their shapes differ.
+        """
+        task = planned.task
+        with _at(f"tensor {planned.name!r}"):
+            tensors = self._evaluate(task.gather_tensors)
+            entries = tuple(
+                TensorEntry(id=model, tensor=tensors[model], is_base=model == task.base_model)
+                for model in task.model_order
+                if tensors.get(model) is not None
+            )
+            group = TensorGroup(entries=entries, metadata=TensorMetadata.from_weight_info(planned.weight))
+            group.validate_tensors()
+            if entries and all(tensor.is_floating_point() for tensor in group.tensors):
+                return align_dtype(group, promoted_dtype(group))
+            return group
+
+    def possible_configs(self) -> Iterable[PretrainedConfig]:
+        """Return the config that mergekit would write; without a base model, those of which it takes an arbitrary one.
+
+        To be called after the tensors have been computed, since the size of an aligned vocabulary is among them.
+        """
+        config, architecture = self.plan.config, self.plan.architecture
+        if donor(config) is not None:
+            configs = [copy.deepcopy(self.plan.out_config)]
+        else:
+            trust = self.plan.options.trust_remote_code
+            configs = [
+                output_config(config.model_copy(update={"base_model": model}, deep=True), architecture, trust)
+                for model in sorted(config.referenced_models(), key=str)
+            ]
+        for info in self._tokenizers.values():
+            for settings in configs:
+                resize_vocabulary(settings, architecture, info.tokenizer, config)
+        return configs
+
+    def _evaluate(self, task: Task[Any]) -> Any:
+        """Execute a task after what it depends on; of the results only tokenizers are kept."""
+        if isinstance(task, BuildTokenizer):
+            if task not in self._tokenizers:
+                with quiet_tokenizers():
+                    self._tokenizers[task] = task.execute()
+            return self._tokenizers[task]
+        arguments = {name: self._evaluate(dependency) for name, dependency in task.arguments().items()}
+        if not task.uses_accelerator():
+            return task.execute(**arguments)
+        device = self.plan.options.device or "cpu"
+        result = task.execute(**{name: _moved(value, device) for name, value in arguments.items()})
+        return _moved(result, "cpu")
+
+
+@contextmanager
+def opened(config: MergeConfiguration, options: MergeOptions | None = None) -> Iterator[Engine]:
+    """Plan a merge from its models; the engine is usable inside the ``with`` block.
+
+    Models on a hub are downloaded, and LoRA adapters merged into ``lora_merge_cache``, as in the merge.
+
+    Args:
+        config: The recipe; not modified.
+        options: As for the merge.
+
+    Raises:
+        UnreadableError: A model cannot be read.
+        PlanError: mergekit refuses the merge.
+        ParameterError: A recipe parameter breaks its rule.
+    """
+    options = options or MergeOptions()
+    with isolated(options) as cache:
+        if options.random_seed is None:
+            yield Engine(_plan(config, options, cache))
+        else:  # mergekit seeds the whole process, here only the block sees it
+            with torch.random.fork_rng():
+                torch.manual_seed(options.random_seed)
+                yield Engine(_plan(config, options, cache))
+
+
+def _plan(config: MergeConfiguration, options: MergeOptions, cache: LoaderCache) -> Plan:
+    own = config.model_copy(deep=True)  # the planner rewrites it
+    with _at("the recipe"):
+        merge_methods.get(own.merge_method)
+    for model in sorted(own.referenced_models(), key=str):
+        with _at(f"model {model}", UnreadableError):
+            _require_readable(model, cache, options)
+    with _at("planning the merge"):
+        planning = Planning(own, get_architecture_info(own, options), options)
+        planning.normalise()
+        plan = planning.plan(config)
+        for _, error in plan.failures:
+            raise error
+    return plan
+
+
+def _require_readable(model: ModelReference, cache: LoaderCache, options: MergeOptions) -> None:
+    """Open every file of a model once: what is missing or cut off is better said now than in the middle."""
+    path = model.model.path
+    if is_local(path) and not os.path.isdir(path):
+        raise UnreadableError(f"model {model}: there is no folder {path}; local paths begin at the current folder")
+    if os.path.isdir(path):  # transformers' own error for a missing config.json does not name the file
+        Path(path, "config.json").open("rb").close()
+    model.config(trust_remote_code=options.trust_remote_code)
+    whole = Path(path, "model.safetensors")
+    if whole.is_file() and not Path(f"{whole}.index.json").exists() and model.lora is None:
+        read_header(whole)  # mergekit's own error does not name the file
+    index = cache.get(model).index
+    for shard in index.shards:
+        file = Path(index.base_path, shard.filename)
+        if not file.is_file():
+            raise UnreadableError(f"model {model}: the index names the shard {shard.filename}, which is not there")
+        absent = sorted(set(shard.contained_keys) - _names(file).keys()) if index.is_safetensors else []
+        if absent:
+            raise UnreadableError(
+                f"model {model}: the index says that {shard.filename} holds {absent[0]!r}, which it does not"
+            )
+
+
+def _names(file: Path) -> Mapping[str, object]:
+    return read_header(file)[0]
+
+
+@contextmanager
+def _at(place: str, kind: type[MergekitSelectError] = PlanError) -> Iterator[None]:
+    """Let errors of mergekit and below name the place; those of ours name it themselves."""
+    try:
+        yield
+    except MergekitSelectError:
+        raise
+    except (OSError, safetensors.SafetensorError, UnicodeDecodeError) as error:
+        raise UnreadableError(f"{place}: {one_line(error)}") from error
+    except Exception as error:  # nobody lists what mergekit, transformers and peft raise
+        raise kind(f"{place}: {one_line(error)}") from error
+
+
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value

@@ -1,0 +1,106 @@
+"""Compare an output's config.json with the one that its recipe gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from mergekit_select import kinds
+from mergekit_select.errors import one_line
+from mergekit_select.findings import Findings
+from mergekit_select.inputs.files import read_json
+
+# Keys of a config.json, at any depth, that may differ between a merge and its replay: where the model lay and lies,
+# in what it is stored (compared in the tensors), how it is run, and what wrote it.
+_IGNORED_KEYS = frozenset(
+    {
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_name_or_path",
+        "auto_map",  # names the repository, of a model that was on a hub
+        "custom_pipelines",  # the same
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "transformers_weights",
+        "use_cache",
+    }
+)
+_ABSENT = object()
+
+
+def config_problems(path: Path, possible: Iterable[PretrainedConfig]) -> Findings:
+    """Compare a config.json with those that the recipe may give; return the differences from the nearest.
+
+    Args:
+        path: The output's.
+        possible: The config that the merge writes; without a base model, those of which it takes an arbitrary one.
+    """
+    if not path.exists():
+        return Findings()
+    content = read_json(path)
+    return min((_compare(path.name, content, expected) for expected in possible), key=len)
+
+
+def _compare(file: str, content: dict[str, Any], expected: PretrainedConfig) -> Findings:
+    problems = Findings()
+    # As save_pretrained writes it.
+    written: dict[str, Any] = json.loads(expected.to_json_string())
+    full: dict[str, Any] = json.loads(expected.to_json_string(use_diff=False))
+    if content.get("transformers_version") == written["transformers_version"]:
+        # What has its default need not be written.
+        differences = _compare_objects(written, content, full)
+    else:
+        # Versions of transformers write other keys for the same: what both know of is compared as this one reads it.
+        try:
+            read = json.loads(type(expected).from_dict(content).to_json_string(use_diff=False))
+        except Exception as error:  # each config class checks what it likes
+            problems.add(kinds.FILES_DISAGREE, file, problem=f"transformers cannot read it: {one_line(error)}")
+            return problems
+        read["model_type"] = content.get("model_type", _ABSENT)  # that of the class, whatever the file says
+        differences = _compare_objects(full, read, None)
+    for difference in differences:
+        problems.add(kinds.FILES_DISAGREE, file, problem=_text(*difference))
+    return problems
+
+
+def _compare_objects(
+    expected: dict[str, Any], found: dict[str, Any], defaults: dict[str, Any] | None, place: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """Compare two JSON objects, key by key.
+
+    Args:
+        expected: One.
+        found: The other.
+        defaults: Values that only ``found`` may give; None to compare the keys that both have.
+        place: What precedes the keys.
+
+    Yields:
+        Key, with those above it, and the two values.
+    """
+    for key in sorted((expected.keys() | found.keys()) - _IGNORED_KEYS):
+        left, right = expected.get(key, _ABSENT), found.get(key, _ABSENT)
+        if isinstance(left, dict) and isinstance(right, dict):
+            below = None if defaults is None else defaults.get(key)
+            if defaults is not None and not isinstance(below, dict):
+                below = {}
+            yield from _compare_objects(left, right, below, f"{place}{key}.")
+            continue
+        if key not in expected or key not in found:
+            if defaults is None:
+                continue
+            if key in found and defaults.get(key, _ABSENT) == right:
+                continue
+        if left != right:
+            yield f"{place}{key}", left, right
+
+
+def _text(key: str, expected: object, found: object) -> str:
+    if expected is _ABSENT:
+        return f"{key} must not be set, as the recipe gives none, got {found!r}"
+    got = "it is missing" if found is _ABSENT else f"got {found!r}"
+    return f"{key} must be {expected!r}, as the recipe gives it, {got}"

@@ -1,0 +1,136 @@
+"""Derive every tensor of an output again from its recipe, and compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit.options import MergeOptions
+
+from mergekit_select import kinds
+from mergekit_select.findings import Finding, Findings, finding
+from mergekit_select.inputs.recipe import read_recipe
+from mergekit_select.inputs.references import relocated
+from mergekit_select.planner.determinism import Determinism, determinism
+from mergekit_select.planner.engine import opened
+from mergekit_select.planner.plan import PlannedTensor
+from mergekit_select.planner.vocabulary import tokenizer_source
+from mergekit_select.verification.comparison import Comparison, Difference
+from mergekit_select.verification.config import config_problems
+from mergekit_select.verification.output import RECIPE, open_output
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The answer.
+
+    Attributes:
+        output: The folder.
+        recipe: The file that the tensors were derived from; None if there is none.
+        method: The recipe's method.
+        determinism: Whether that method gives the same bits again.
+        tensors: How many tensors were compared.
+        parameters: How many elements these have.
+        problems: Why the output is unfinished, or disagrees with itself.
+        differences: The tensors that are not what the recipe says.
+        notes: What else the reader should know.
+        undecided: Whether all that differs are bits that may differ between two runs of the same recipe.
+    """
+
+    output: Path
+    recipe: Path | None
+    method: str | None
+    determinism: Determinism | None
+    tensors: int
+    parameters: int
+    problems: tuple[Finding, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[Finding, ...]
+    undecided: bool = False
+
+    @property
+    def same(self) -> bool:
+        """Whether the output is finished and every bit is what the recipe says."""
+        return not self.problems and not self.differences
+
+
+Progress = Callable[[Iterable[PlannedTensor]], Iterable[PlannedTensor]]
+
+
+def verify(
+    output: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | None = None,
+    *,
+    locations: Mapping[str, str] | None = None,
+    options: MergeOptions | None = None,
+    progress: Progress = lambda tensors: tensors,
+) -> Verification:
+    """Derive every tensor of an output again from its recipe, and compare bits, names, shapes and dtypes.
+
+    One tensor and its inputs are in memory at a time. Nothing is written, except what mergekit itself
+    downloads and caches.
+
+    Args:
+        output: The folder that a merge was written to.
+        recipe: Instead of the ``mergekit_config.yml`` in that folder.
+        locations: Where models of the recipe lie now; see ``inputs.references.relocated``.
+        options: As for the merge.
+        progress: Wraps the tensors as they are gone through.
+
+    Raises:
+        UnreadableError: The output, the recipe or a model cannot be read.
+        PlanError: mergekit refuses the merge.
+        MergekitSelectError: A parameter breaks its rule.
+    """
+    found = open_output(output)
+    path = Path(recipe) if recipe is not None else found.folder / RECIPE
+    if recipe is None and not path.exists():
+        problems = (*found.problems, finding(kinds.RECIPE_MISSING, RECIPE))
+        return Verification(found.folder, None, None, None, 0, 0, problems, (), ())
+    config = read_recipe(path)
+    if locations:
+        config = relocated(config, locations)
+    comparison = Comparison(found)
+    with opened(config, options) as engine:
+        for planned in progress(engine.tensors):
+            comparison.compare(planned.name, engine.merged(planned))
+        comparison.finish()
+        along_vocabulary = {t.name for t in engine.tensors if t.weight.vocabulary_axis is not None}
+        in_config = config_problems(found.folder / "config.json", engine.possible_configs())
+    problems = (*found.problems, *in_config, *comparison.problems)
+    kind = determinism(config.merge_method)
+    differing = {difference.tensor for difference in comparison.differences}
+    reordered = tokenizer_source(config) == "union" and not differing.isdisjoint(along_vocabulary)
+    undecided = (
+        bool(differing)
+        and not problems
+        and all(difference.kind == "bits" for difference in comparison.differences)
+        and (kind is Determinism.RANDOM or (reordered and differing <= along_vocabulary))
+    )
+    return Verification(
+        output=found.folder,
+        recipe=path,
+        method=config.merge_method,
+        determinism=kind,
+        tensors=comparison.tensors,
+        parameters=comparison.parameters,
+        problems=problems,
+        differences=tuple(comparison.differences),
+        notes=_notes(config.merge_method, kind, bool(differing), reordered),
+        undecided=undecided,
+    )
+
+
+def _notes(method: str, kind: Determinism, differs: bool, reordered: bool) -> tuple[Finding, ...]:
+    notes = Findings()
+    if kind is Determinism.RANDOM:
+        notes.add(kinds.METHOD_RANDOM, "merge_method", method=method)
+    if kind is Determinism.UNKNOWN:
+        notes.add(kinds.METHOD_NOT_KNOWN, "merge_method", method=method)
+    if kind is Determinism.ARITHMETIC and differs:
+        notes.add(kinds.METHOD_ROUNDS, "merge_method", method=method)
+    if reordered:
+        notes.add(kinds.UNION_REORDERED, "tokenizer.source")
+    return tuple(notes)
