@@ -25,7 +25,7 @@ Examples:
 @click.argument("recipe", type=click.Path(readable=False))
 @click.option("--plot", type=click.Path(), metavar="FILE", help="Draw layers against modules: .png, .svg or .pdf")
 @report_options
-@replay_options
+@replay_options()
 @one_line_errors(refused=NO)
 def command(merge_options: MergeOptions, recipe: str, plot: str | None, as_json: bool, quiet: bool) -> None:
     """What would be selected from where, if RECIPE were merged?

@@ -44,7 +44,7 @@ def _parse_maps(_context: click.Context, _option: click.Parameter, values: tuple
 )
 @report_options
 @strict_option
-@replay_options
+@replay_options("copy_tokenizer")
 @one_line_errors(refused=UNREADABLE)
 def command(
     merge_options: MergeOptions,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,29 @@ def first_loaded(order: Collection[str], names: Collection[str]) -> str | None:
     return next((name for name in order if name in names), None)
 
 
+def read_file(path: Path, most: int) -> bytes:
+    """Return the content of a regular file; never waits for a pipe or reads a device.
+
+    Raises:
+        UnreadableError: It cannot be read, is no regular file, or has more bytes than ``most``.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableError(f"{path} must be a regular file, and is a {_kind(path)}")
+            content = file.read(most + 1)
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > most:
+        raise UnreadableError(f"{path} must have at most {most} bytes, and is larger")
+    return content
+
+
+def _kind(path: Path) -> str:
+    tests = {"folder": path.is_dir, "pipe": path.is_fifo, "socket": path.is_socket}
+    return next((name for name, test in tests.items() if test()), "device")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of at most ``MOST_JSON_BYTES``.
 
@@ -53,11 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UnreadableError: The file cannot be read, is larger, is no JSON, or holds something else.
     """
     try:
-        if path.stat().st_size > MOST_JSON_BYTES:
-            raise UnreadableError(f"{path} must be JSON of at most {MOST_JSON_BYTES} bytes, and is larger")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
+        value = json.loads(read_file(path, MOST_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise UnreadableError(f"{path} must be JSON, and is not: {one_line(error)}") from error
     if not isinstance(value, dict):
