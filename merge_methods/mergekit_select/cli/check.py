@@ -10,6 +10,7 @@ import click
 from mergekit_select.cli._errors import NO, UNREADABLE, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options, strict_option
 from mergekit_select.cli._output import bar, print_report, silence_libraries
+from mergekit_select.errors import escaped
 
 if TYPE_CHECKING:
     from mergekit.options import MergeOptions
@@ -57,7 +58,7 @@ def command(
     with bar("Looking at models", " models", quiet) as shown:
 
         def progress(name: str) -> None:
-            shown.set_postfix_str(name)
+            shown.set_postfix_str(escaped(name))
             shown.update()
 
         report = check(recipe, out, merge_options, progress)

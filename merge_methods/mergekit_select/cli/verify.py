@@ -8,7 +8,7 @@ import click
 
 from mergekit_select.cli._errors import NO, UNREADABLE, YES, one_line_errors
 from mergekit_select.cli._options import apply_threads, replay_options, report_options, strict_option
-from mergekit_select.cli._output import bar, print_report
+from mergekit_select.cli._output import bar, print_report, silence_libraries
 
 if TYPE_CHECKING:
     from mergekit.options import MergeOptions
@@ -66,6 +66,7 @@ def command(
     from mergekit_select.verification import verify
     from mergekit_select.verification.text import as_data, render
 
+    silence_libraries()
     apply_threads(merge_options)
     answer = verify(
         out,
