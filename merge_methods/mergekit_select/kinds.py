@@ -1,7 +1,7 @@
 """The catalogue of findings: every rule that a command may find broken, with severity, text and remedy.
 
 Longer than other modules, since it holds all texts of all commands' findings and nothing else. Several kinds share a
-name where one rule is broken in different ways; ``MEANINGS`` says what each name stands for.
+name where one rule is broken in different ways; docs/cli.md says what each name stands for.
 """
 
 from __future__ import annotations
@@ -20,64 +20,6 @@ def _warning(name: str, rule: str, remedy: str = "") -> Kind:
 def _note(name: str, rule: str, remedy: str = "") -> Kind:
     return Kind(name, Severity.NOTE, rule, remedy)
 
-
-# What each name means, for docs/cli.md.
-MEANINGS = {
-    "recipe-invalid": "the recipe does not have the shape that mergekit reads",
-    "unknown-key": "a key that mergekit silently ignores",
-    "duplicate-key": "a key stands twice, and YAML silently keeps the last",
-    "unknown-method": "no merge method of that name is registered",
-    "plugin-inactive": "stock mergekit will not know the method in this environment",
-    "parameter-missing": "the method needs a parameter that the recipe does not give",
-    "parameter-invalid": "the method refuses the value of a parameter",
-    "weight-not-finite": "a weight is infinite or not a number",
-    "weights-zero": "the weights of a tensor's sub-models sum to 0 after filters and gradients",
-    "base-parameter-ignored": "a parameter is given to the base model, where mergekit ignores it",
-    "dtype-unknown": "mergekit does not know the dtype",
-    "chat-template": "mergekit does not know the chat template",
-    "inputs": "the method takes another number or kind of models",
-    "no-base-model": "mergekit takes config and tokenizer from an arbitrary model",
-    "tokenizer-union": "the order of a union vocabulary changes from run to run",
-    "local-path-like-hub-id": "mergekit asks the hub about a local path when it writes the model card",
-    "hub-id-not-pinned": "a hub id without a commit need not give the same bits tomorrow",
-    "hub-unreachable": "the hub cannot be asked",
-    "model-missing": "a model is not there, or not complete",
-    "model-unreadable": "a file of a model is not what it should be",
-    "model-pickled": "a model is stored as pickles",
-    "model-ambiguous": "a folder holds two checkpoints",
-    "model-quantised": "a model is quantised, or in a format that mergekit does not read",
-    "config-invalid": "transformers or mergekit cannot use a model's config.json",
-    "remote-code": "a model brings code of its own",
-    "lora-cache": "a LoRA adapter is given without a usable cache folder to merge it in",
-    "lora-cache-stale": "the LoRA merge cache holds an older or unfinished merge of the adapter",
-    "lora-invalid": "a LoRA adapter does not fit its model, or its files are not what they should be",
-    "same-file": "two models are the same file",
-    "architecture-differs": "the models have different architectures",
-    "layers-differ": "the models have different numbers of layers",
-    "layer-range": "a slice asks for layers that the model does not have",
-    "slices-uneven": "the last slice has more sources than the first, and mergekit leaves some out at the end",
-    "tensor-missing": "a tensor is missing that the merge needs",
-    "tensor-partial": "an optional tensor is missing from some of the models",
-    "tensor-ignored": "a model has tensors that mergekit leaves out",
-    "shapes-differ": "a tensor's shapes differ between the models",
-    "tensor-dtype": "a tensor has a dtype that cannot be merged",
-    "integer-tensor": "an integer tensor must be equal in all models, which takes reading it",
-    "dtypes-mixed": "a tensor's dtypes differ between the models",
-    "base-dtype": "the base is stored in another dtype than the sub-models",
-    "tokenizers-differ": "the models' tokenizers give different ids to the same tokens",
-    "tokenizer-invalid": "mergekit cannot build the output's tokenizer",
-    "ties-differ": "weights are tied in one model and untied in another",
-    "tokenizer-missing": "the output will have no tokenizer",
-    "dry-run": "the method fails on small random tensors of the same dtypes with the same parameters",
-    "plan-failed": "mergekit cannot plan the merge",
-    "not-known": "something cannot be known without reading more",
-    "out-not-writable": "the output folder cannot be written",
-    "out-stale": "the output folder holds files of an earlier merge",
-    "out-is-input": "the output folder is one of the inputs",
-    "out-name": "the model card will have no title",
-    "disk-full": "the output does not fit on the disk",
-    "memory": "the merge is expected to need more memory than there is",
-}
 
 # A table: name, rule, remedy.
 # fmt: off

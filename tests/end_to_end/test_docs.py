@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mergekit_select import draws
+from mergekit_select.selection import draws
 from tests import reference
 
 DOCS = Path(__file__).parents[2] / "docs"

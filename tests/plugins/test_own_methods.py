@@ -13,7 +13,8 @@ from tests.plugins.support import METHOD, NAMES, SKIPPED, STAND_IN, Sandbox, dis
 def own(sandbox: Sandbox) -> Sandbox:
     """The sandbox with a distribution mergekit-select whose methods are stand-ins."""
     source = METHOD.format("parameter_selection") + (
-        "from mergekit_select import _plugins\n_plugins.register_methods(method)\n"
+        "from mergekit_select import _plugins, _startup\n"
+        "_plugins.register_methods(method, and_plugins=not _startup.turned_off())\n"
     )
     entries = {"parameter_selection": "mergekit_select.methods:method"}
     distribution(sandbox.site, "mergekit-select", entries, {"mergekit_select/methods.py": source})
