@@ -194,7 +194,7 @@ def test_elements_beyond_2_to_the_32_are_found():
     start, count = 2**32 + 2**16 - 100, 200
     out = torch.empty(count, dtype=torch.bfloat16)
     described, _kept = kernel_c._describe(selection(rows), rows[0])
-    kernel_c.library().mergekit_select_merge(ctypes.byref(described), 2, start, start + count, out.data_ptr())
+    kernel_c.function(2)(ctypes.byref(described), start, start + count, out.data_ptr())
     for d, value in enumerate(bits(out).tolist(), start):
         k = reference.choose(reference.draw(0, "", 0, d), [1, 1, 1], {0, 1, 2})
         assert value == bits(rows[k][0])[d % 2**16].item()
@@ -242,9 +242,3 @@ ctypes.string_at(tensor.data_ptr() + (32 if sys.argv[1] == "after" else -1), 1)
             capture_output=True,
         )
         assert done.returncode < 0
-
-
-@compiled
-def test_an_unknown_width_is_refused():
-    described, _kept = kernel_c._describe(selection([torch.zeros(1)]), torch.zeros(1))
-    assert kernel_c.library().mergekit_select_merge(ctypes.byref(described), 3, 0, 1, torch.zeros(1).data_ptr()) == -1
