@@ -57,7 +57,7 @@ def test_threads_and_parts_change_no_bit(dtype, rounds, threads):
 
 @compiled
 @pytest.mark.parametrize(
-    ("number", "size", "pools"), [(1, 1 << 22, 0), (2, 1 << 19, 0), (2, 1 << 22, 1), (5, 1 << 22, 4)]
+    ("number", "size", "pools"), [(1, 1 << 22, 0), (2, (1 << 22) - 1, 0), (2, 1 << 22, 1), (5, 1 << 22, 4)]
 )
 def test_only_large_results_and_as_many_threads_as_torch_has(number, size, pools, threads, monkeypatch):
     asked = []
