@@ -90,13 +90,14 @@ def merge(
             differing = {j for j in everyone if models[j][d] != base[d]}
             k = choose(draw(seed, name, 0, start + d), counts, differing) if differing else -1
         elif base is not None:
+            assert rounds is not None
             left, draw_round = everyone - {k}, 1
             while models[k][d] == base[d] and draw_round <= rounds:
                 k = choose(draw(seed, name, draw_round, start + d), counts, left)
                 left, draw_round = left - {k}, draw_round + 1
             if models[k][d] == base[d]:
                 k = -1
-        merged.append(base[d] if k == -1 else models[k][d])
+        merged.append(base[d] if base is not None and k == -1 else models[k][d])
         firsts.append(first)
         chosen.append(k)
     return merged, firsts, chosen

@@ -13,13 +13,13 @@ import random_configurations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_inputs import DTYPES, KERNELS, bits, expected, guarded, inputs, random_bits, same
 
-import reference
 from mergekit_select.selection import kernel_c, kernel_name
 from mergekit_select.selection.limits import Limits
 from mergekit_select.selection.merge import merge, trace
 from mergekit_select.selection.plan import make_selection
+from tests import reference
+from tests.selection.selection_inputs import DTYPES, KERNELS, bits, expected, guarded, inputs, random_bits, same
 
 BLOCK = 256  # of kernel.c
 WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(0.001, 10), st.integers(1, 3)), min_size=1, max_size=6).filter(any)
@@ -229,7 +229,7 @@ def test_a_guarded_page_is_guarded():
     """Or the test above could not fail."""
     code = """
 import ctypes, sys, torch
-from selection_inputs import guarded
+from tests.selection.selection_inputs import guarded
 tensor = guarded(torch.zeros(8), sys.argv[1] == "after")
 ctypes.string_at(tensor.data_ptr() + (32 if sys.argv[1] == "after" else -1), 1)
 """

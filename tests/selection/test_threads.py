@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from selection_inputs import DTYPES, inputs, same
 
 from mergekit_select import resample, select
 from mergekit_select.errors import ParameterError
@@ -24,6 +23,7 @@ from mergekit_select.selection import kernel_c, kernel_name, limits
 from mergekit_select.selection.limits import LIMITS, Limits, new_tensor
 from mergekit_select.selection.merge import merge
 from mergekit_select.selection.plan import make_selection
+from tests.selection.selection_inputs import DTYPES, inputs, same
 
 compiled = pytest.mark.skipif(kernel_c.library() is None, reason="the kernel was not compiled here")
 SHARED = Limits(shared_bytes=1, part_bytes=4096)
