@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -164,6 +165,19 @@ def test_every_problem_of_a_configuration_has_a_line(tmp_path: Path) -> None:
 def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"but .*none\.yaml cannot be read \(No such file or directory\): check"):
         load_study(tmp_path / "none.yaml")
+
+
+def test_errors_of_a_configuration_come_before_torch_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys, examples.order_study.cli as cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "finally: print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    root = CONFIGS.parents[2]
+    path = config(tmp_path, "orders: []")
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "[]\n")
+    assert done.stderr.startswith(f"Error: {path}: orders: orders must be one or more different seeds")
 
 
 # Records and parts
