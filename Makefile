@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STUDY := $(BIN)/python examples/order_study
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: merge study test lint types bench clean
+.PHONY: merge study test lint types docs bench clean
 
 # Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
 merge: $(VENV)/installed
@@ -33,6 +33,10 @@ lint: $(VENV)/installed-test
 types: $(VENV)/installed-test
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; a broken link or anchor is an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Both benchmarks, and the budgets beside their figures: docs/performance.md says how long it takes.
 BENCH_OUT ?= runs/bench
 BENCH_SCRATCH ?= runs/bench-scratch
@@ -50,6 +54,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# The site needs neither torch nor mergekit: the Python pages are read from the source, not imported.
+$(VENV)/installed-docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.6,<10' 'mkdocstrings[python]>=1.0' 'ruff>=0.12'
 	touch $@
 
 clean:
