@@ -55,6 +55,14 @@ def test_the_quickstart_and_the_readme_name_the_same_models():
     assert written == [yaml.safe_load((ROOT / "recipes" / "select.yml").read_text())["models"]]
 
 
+def test_the_example_on_the_python_page():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    exec(f"import mergekit_select.methods\n{code}", names)
+    assert names["merged"].keys() == {"weight", "bias"}
+
+
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r"([\w-]+\.md)$", text, re.MULTILINE)) & {page.name for page in (ROOT / "docs").iterdir()}
