@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: merge study test lint types kernel sanitize bench clean
+.PHONY: merge study test lint types kernel sanitize docs bench clean
 
 # Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
 merge: $(VENV)/installed
@@ -48,6 +48,10 @@ sanitize: $(VENV)/installed-test
 		PYTHONPATH=$(SANITIZED) MERGEKIT_SELECT_KERNEL=c \
 		$(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/selection/test_kernels.py
 
+# The documentation as a site, in site/; a broken link or anchor is an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Both benchmarks, and the budgets beside their figures: docs/performance.md says how long it takes.
 BENCH_OUT ?= runs/bench
 BENCH_SCRATCH ?= runs/bench-scratch
@@ -65,6 +69,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# The site needs neither torch nor mergekit: the Python pages are read from the source, not imported.
+$(VENV)/installed-docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.6,<10' 'mkdocstrings[python]>=1.0' 'ruff>=0.12'
 	touch $@
 
 clean:
