@@ -11,12 +11,12 @@ import sys
 from dataclasses import replace
 
 import torch
-from selection_inputs import DTYPES, KERNELS, bits, expected, random_bits, same
 
 from mergekit_select.selection import kernel_c
 from mergekit_select.selection.limits import Limits
 from mergekit_select.selection.merge import merge, trace
 from mergekit_select.selection.plan import make_selection
+from tests.selection.selection_inputs import DTYPES, KERNELS, bits, expected, random_bits, same
 
 EDGES = (0, 1, 3, 4, 5, 252, 255, 256, 257, 260, 511, 512, 513, 767, 768, 769)  # of lanes and blocks
 WEIGHTS = (

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-import random_configurations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from mergekit_select.selection.limits import Limits
 from mergekit_select.selection.merge import merge, trace
 from mergekit_select.selection.plan import make_selection
 from tests import reference
+from tests.selection import random_configurations
 from tests.selection.selection_inputs import DTYPES, KERNELS, bits, expected, guarded, inputs, random_bits, same
 
 BLOCK = 256  # of kernel.c

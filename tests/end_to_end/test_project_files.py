@@ -10,7 +10,7 @@ import yaml
 
 import mergekit_select
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_citation_is_of_this_version_and_names_the_paper():
