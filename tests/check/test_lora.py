@@ -77,15 +77,6 @@ def lora_cache_left_unfinished(llamas: Family, tmp: Path) -> Case:
     return lora_case(llamas, tmp, adapter)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES.kinds)
-def test_an_error_makes_the_merge_fail_or_go_silently_wrong(
-    name: str, llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    CASES.prove(name, llamas, tmp_path)
-
-
 def test_a_lora_cache_older_than_its_adapter(llamas: Family, tmp_path: Path) -> None:
     name = f"{llamas.base}+{described(tmp_path / 'adapter')}"
     merged = copied(llamas.subs[0], cached_merge(tmp_path / "cache", name))

@@ -98,15 +98,6 @@ def config_of_an_unknown_type(llamas: Family, tmp: Path) -> Case:
     return Case(recipe(SELECTION, llamas.base, [folder]))
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES.kinds)
-def test_an_error_makes_the_merge_fail_or_go_silently_wrong(
-    name: str, llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    CASES.prove(name, llamas, tmp_path)
-
-
 def test_a_link_to_the_same_file(llamas: Family, tmp_path: Path) -> None:
     (tmp_path / "copy").symlink_to(llamas.subs[0])
     report = checked(tmp_path, recipe(SELECTION, llamas.base, [llamas.subs[0], tmp_path / "copy"]))

@@ -65,15 +65,6 @@ def index_of_an_earlier_merge(llamas: Family, tmp: Path) -> Case:
     return Case(recipe(SELECTION, llamas.base, llamas.subs), wrong)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES.kinds)
-def test_an_error_makes_the_merge_fail_or_go_silently_wrong(
-    name: str, llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    CASES.prove(name, llamas, tmp_path)
-
-
 def test_an_output_name_that_ends_with_a_slash(llamas: Family, tmp_path: Path) -> None:
     report = checked(tmp_path, recipe(SELECTION, llamas.base, llamas.subs), f"{tmp_path}/out/")
     assert kinds(report) == ["out-name"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from mergekit_select.findings import Severity
@@ -58,15 +57,6 @@ def gradient_that_starts_at_zero(llamas: Family, tmp: Path) -> Case:
 def linear_weights_that_cancel(llamas: Family, tmp: Path) -> Case:
     config = recipe("linear", None, llamas.subs[:2], model_parameters=[{"weight": 1}, {"weight": -1}])
     return Case(config, not_finite)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES.kinds)
-def test_an_error_makes_the_merge_fail_or_go_silently_wrong(
-    name: str, llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    CASES.prove(name, llamas, tmp_path)
 
 
 def test_a_parameter_given_to_the_base_is_ignored(llamas: Family, tmp_path: Path) -> None:

@@ -87,15 +87,6 @@ def the_same_model_twice(llamas: Family, tmp: Path) -> Case:
     return Case(recipe(SELECTION, None, [llamas.subs[0], llamas.subs[0]]))
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES.kinds)
-def test_an_error_makes_the_merge_fail_or_go_silently_wrong(
-    name: str, llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    CASES.prove(name, llamas, tmp_path)
-
-
 def test_parameters_of_other_methods_are_a_warning(llamas: Family, tmp_path: Path) -> None:
     config = recipe(SELECTION, llamas.base, llamas.subs, parameters={"int8_mask": True})
     assert only(checked(tmp_path, config), "unknown-key").severity is Severity.WARNING

@@ -137,15 +137,6 @@ def names_that_the_architecture_does_not_list(llamas: Family, tmp: Path) -> Case
     return Case(config, wrong)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES.kinds)
-def test_an_error_makes_the_merge_fail_or_go_silently_wrong(
-    name: str, llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    CASES.prove(name, llamas, tmp_path)
-
-
 def test_mixed_dtypes_and_a_base_in_another(llamas: Family, tmp_path: Path) -> None:
     def widen(tensors: Tensors) -> None:
         tensors.update({name: tensor.float() for name, tensor in tensors.items()})

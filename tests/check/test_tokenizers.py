@@ -93,15 +93,6 @@ def forced_token_without_a_source(llamas: Family, tmp: Path) -> Case:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES.kinds)
-def test_an_error_makes_the_merge_fail_or_go_silently_wrong(
-    name: str, llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    CASES.prove(name, llamas, tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore")
 def test_a_token_that_all_models_have_needs_no_source(
     llamas: Family, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

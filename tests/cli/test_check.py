@@ -21,9 +21,9 @@ def test_check_prints_what_it_finds(llamas: Family, tmp_path: Path, monkeypatch:
     config = recipe(SELECTION, "./base", ["./sub"], parameters={"wieght": 2, "normalize": True})
     result = invoke("check", written(tmp_path / "recipe.yml", config))
     assert result.stdout == (
-        "error unknown-key at parameters.wieght: mergekit does not know the key wieght and ignores it without a word "
+        "error unknown-key at parameters.wieght: mergekit does not know the key wieght and silently ignores it "
         "(got 2); write weight\n"
-        "warning unknown-key at parameters.normalize: mergekit ignores the key normalize here without a word "
+        "warning unknown-key at parameters.normalize: mergekit silently ignores the key normalize here "
         "(got True); remove it, or see which method it belongs to\n"
         "reads 117.6 KB, writes 30 tensors, 58.8 KB; peak memory about 67.2 MB, at model.embed_tokens.weight\n"
         "this merge would not work: 1 error, 1 warning, 0 notes\n"
@@ -78,7 +78,7 @@ def test_a_report_of_check_that_cannot_be_written(llamas: Family, tmp_path: Path
         (b"- a\n- b\n", "must be a YAML mapping"),
         (b"just words", "must be a YAML mapping"),
         (b"models: []\n", "must say merge_method"),
-        (b"x" * (5 << 20), "has more than 4194304 bytes"),
+        (b"x" * (5 << 20), "of at most 4194304 bytes"),
         (b"[" * 5000, "must be YAML"),
     ],
 )

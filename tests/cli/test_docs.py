@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def test_docs_show_the_help_of_every_command() -> None:
 
 def test_docs_list_every_kind_of_finding() -> None:
     text = DOCS.read_text("utf-8")
-    for kind in CATALOGUE:
-        assert f"| `{kind.name}` | " in text
+    listed = set(re.findall(r"(?m)^\| `([a-z-]+)` \| .+ \|$", text))
+    told_as_sentences = {"random", "rounding"}  # notes of verify, whose kind no report shows
+    assert {kind.name for kind in CATALOGUE} - told_as_sentences <= listed
 
 
 def _write_help_into_docs() -> None:

@@ -22,7 +22,7 @@ def test_version_names_what_the_bits_depend_on() -> None:
     result = invoke("--version")
     assert result.exit_code == 0
     lines = dict(line.split() for line in result.stdout.splitlines())
-    assert lines.keys() == {"mergekit-select", "mergekit", "torch", "draws"}
+    assert lines.keys() == {"mergekit-select", "mergekit", "torch", "draws", "kernel"}
     assert lines["mergekit-select"] == mergekit_select.__version__
     assert lines["draws"] == "1"
 

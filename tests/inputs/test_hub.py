@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from tests.support.checkpoints import Tensors, copied
+from tests.support.commands import run
 from tests.support.hub import serving
 from tests.support.models import Family
 from tests.support.recipes import SELECTION, recipe, written
@@ -23,22 +21,16 @@ def test_hub_models_are_checked_without_their_weights(llamas: Family, tmp_path: 
     folders = {f"team/{name}": copied(llamas.base, tmp_path / name, ballast) for name in ("base", "other")}
     absent = written(tmp_path / "absent.yml", recipe(SELECTION, "team/base", ["team/other", "team/absent"]))
     there = written(tmp_path / "there.yml", recipe(SELECTION, "team/base", ["team/other"]))
-    code = (
-        "import json, sys\nfrom mergekit_select.check import check\n"
-        "print(json.dumps([check(file).as_json() for file in sys.argv[1:]]))"
-    )
     with serving(folders) as hub:
         environment = {
-            **os.environ,
             "HF_ENDPOINT": hub.url,
             "HF_HUB_OFFLINE": "0",
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        program = [sys.executable, "-c", code, str(absent), str(there)]
-        output = subprocess.run(program, env=environment, capture_output=True, text=True)
-    assert output.returncode == 0, output.stderr
-    missing, good = json.loads(output.stdout)
+        first, second = (run("mergekit-select", "check", file, "--json", env=environment) for file in (absent, there))
+    assert (first.returncode, second.returncode) == (1, 0), first.stderr + second.stderr
+    missing, good = json.loads(first.stdout), json.loads(second.stdout)
     assert (missing["ok"], good["ok"]) == (False, True)
     assert [f["kind"] for f in missing["findings"] if f["severity"] == "error"] == ["model-missing"]
     kinds = [finding["kind"] for finding in good["findings"]]

@@ -17,12 +17,12 @@ from tests.support.models import small_family
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "holds nothing"),
-        (b"\x00\x01\xff", "is not text"),
-        (b"a: [", "is not YAML"),
-        (b"7", "holds a int"),
-        (b"merge_method: linear", "is no recipe"),
-        (b"a: 1\n---\nb: 2\n", "must hold one YAML document"),
+        (b"", "is empty"),
+        (b"\x00\x01\xff", "must be UTF-8 text"),
+        (b"a: [", "must be YAML"),
+        (b"7", "must be a YAML mapping"),
+        (b"merge_method: linear", "mergekit refuses the recipe"),
+        (b"a: 1\n---\nb: 2\n", "must say merge_method"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -42,6 +42,11 @@ plugins.register_plugins = lambda: print("registered")
 sys.modules[plugins.__name__] = plugins
 """
 
+# What is said of an entry point of a distribution of the same name, its value, and the module that is incomplete.
+SKIPPED = (
+    "mergekit-select: skipped entry point '{0} = {1}' of {0} 1.0: {2} was imported before mergekit, and is not "
+    "complete when mergekit asks for its methods. Update or uninstall {0}; import mergekit.merge_methods first.\n"
+)
 METHOD = "from mergekit.merge_methods import MergeMethod\nmethod = MergeMethod({!r})\n"
 NAMES = "import mergekit.merge_methods as m; print(*(known.spec.name for known in m.registered_methods()))\n"
 
@@ -108,7 +113,7 @@ class Sandbox:
         self.site = folder / "site"
         self.plugins = folder / "plugins"
         self.plugins.mkdir()
-        install(self.site, "__init__.py", "_startup.py", "_plugins.py")
+        install(self.site, "__init__.py", "_startup.py", "_plugins.py", "_entry_points.py", "errors.py")
         (self.site / "mergekit" / "merge_methods").mkdir(parents=True)
         (self.site / "mergekit" / "__init__.py").touch()
         (self.site / "mergekit" / "merge_methods" / "__init__.py").write_text(STAND_IN)

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pytest
 
 from tests.plugins.support import METHOD, NAMES, Sandbox, distribution
-
-IN_A_PACKAGE = {
-    "pack/__init__.py": "import mergekit.merge_methods\nfrom pack.methods import method\n",
-    "pack/helper.py": "import mergekit.merge_methods\nname = 'good'\n",
-    "pack/methods.py": "from pack.helper import name\n" + METHOD.format("good"),
-}
 
 
 def test_a_plugin_is_found(sandbox: Sandbox) -> None:
@@ -76,25 +68,3 @@ def test_the_same_distribution_twice_on_the_path(sandbox: Sandbox) -> None:
     hidden = {"good": "good:method", "older": "older:method"}
     distribution(sandbox.site, "Good", hidden, {"good.py": "1/0", "older.py": METHOD.format("older")})
     assert sandbox.names() == ["linear", "good"]
-
-
-@pytest.mark.parametrize(
-    ("value", "modules", "first"),
-    [
-        ("good:method", {"good.py": METHOD.format("good")}, "good"),
-        ("pack:method", IN_A_PACKAGE, "pack"),
-        ("pack.methods:method", IN_A_PACKAGE, "pack"),
-        ("pack.methods:method", IN_A_PACKAGE | {"pack/__init__.py": ""}, "pack.methods"),
-        ("pack.methods:method", IN_A_PACKAGE | {"pack/__init__.py": ""}, "pack.helper"),
-        ("pack.methods:method", IN_A_PACKAGE | {"pack/__init__.py": ""}, "pack.helper, pack.methods"),
-    ],
-)
-def test_a_program_imports_the_plugin_first(sandbox: Sandbox, value: str, modules: dict[str, str], first: str) -> None:
-    sandbox.add("good", {"good": value}, modules)
-    code = f"""
-        import {first}, sys
-        from importlib.machinery import ModuleSpec
-        imported = [module for name, module in sys.modules.items() if name.startswith(("pack", "good"))]
-        assert {{type(module.__spec__) for module in imported}} == {{ModuleSpec}}
-    """
-    assert sandbox.names(textwrap.dedent(code) + NAMES) == ["linear", "good"]

@@ -6,17 +6,18 @@ import shutil
 
 import pytest
 
-from tests.plugins.support import METHOD, NAMES, STAND_IN, Sandbox, distribution
+from tests.plugins.support import METHOD, NAMES, SKIPPED, STAND_IN, Sandbox, distribution
 
 
 @pytest.fixture
 def own(sandbox: Sandbox) -> Sandbox:
     """The sandbox with a distribution mergekit-select whose methods are stand-ins."""
     source = METHOD.format("parameter_selection") + (
-        "from mergekit_select import _plugins\n_plugins.register_methods(method)\n"
+        "from mergekit_select import _plugins, _startup\n"
+        "_plugins.register_methods(method, and_plugins=not _startup.turned_off())\n"
     )
     entries = {"parameter_selection": "mergekit_select.methods:method"}
-    distribution(sandbox.site, "mergekit_select", entries, {"mergekit_select/methods.py": source})
+    distribution(sandbox.site, "mergekit-select", entries, {"mergekit_select/methods.py": source})
     sandbox.add("good", {"good": "good:method"}, {"good.py": METHOD.format("good")})
     return sandbox
 
@@ -55,7 +56,7 @@ def test_own_names_come_first(own: Sandbox) -> None:
     assert result.stderr == (
         "mergekit-select: skipped entry point 'parameter_selection = a:method' of a 1.0: "
         "the name 'parameter_selection' is taken by "
-        "entry point 'parameter_selection = mergekit_select.methods:method' of mergekit_select 1.0, "
+        "entry point 'parameter_selection = mergekit_select.methods:method' of mergekit-select 1.0, "
         "and stays with it. Update or uninstall a; its author can choose another name.\n"
     )
 
@@ -83,5 +84,8 @@ def test_a_mergekit_that_reads_the_group_itself(own: Sandbox) -> None:
 def test_a_plugin_that_builds_on_ours(own: Sandbox) -> None:
     source = "from mergekit_select.methods import method as other\n" + METHOD.format("built")
     own.add("built", {"built": "built:method"}, {"built.py": source})
-    for start in ("", FIRST, "import built\n"):
+    for start in ("", FIRST):
         assert sorted(own.names(start + NAMES)) == ["built", "good", "linear", "parameter_selection"]
+    result = own.run("import built\n" + NAMES)
+    assert sorted(result.stdout.split()) == ["good", "linear", "parameter_selection"]
+    assert result.stderr == SKIPPED.format("built", "built:method", "built")

@@ -22,15 +22,15 @@ from tests.verification.support import refused
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "holds nothing"),
-        (b"\x00\xff\xfe\x80", "is not text"),
-        (b"\x89PNG\r\n\x1a\n", "is not text"),
-        (b"a: [", "is not YAML"),
-        (b"- 1\n- 2\n", "holds a list"),
-        (b"just words", "holds a str"),
+        (b"", "is empty"),
+        (b"\x00\xff\xfe\x80", "must be UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n", "must be UTF-8 text"),
+        (b"a: [", "must be YAML"),
+        (b"- 1\n- 2\n", "must be a YAML mapping"),
+        (b"just words", "must be a YAML mapping"),
         (b"merge_method: linear\n", "Exactly one of"),
         (b"merge_method: linear\nmodels: 3\n", "models: Input should be a valid list"),
-        (b"[" * 1500, "is not YAML"),
+        (b"[" * 1500, "must be YAML"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -98,4 +98,4 @@ def test_unknown_method(tmp_path: Path) -> None:
     answer = verify(merge(small_family().recipe("test_first_model"), tmp_path / "out"))
     assert answer.determinism is Determinism.UNKNOWN
     assert answer.same
-    assert "is not known here" in answer.notes[0].text
+    assert "is an unknown method" in answer.notes[0].text

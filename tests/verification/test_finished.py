@@ -61,7 +61,7 @@ def test_no_recipe(out: Path) -> None:
 def test_only_a_recipe(out: Path) -> None:
     (out / "model.safetensors").unlink()
     answer = verify(out)
-    text = "no weights are there: the merge has not ended"
+    text = "no weights are there: the merge has not ended; merge again"
     assert problems(answer) == [("unfinished", "model.safetensors", text)]
     assert len(answer.differences) == TENSORS
 

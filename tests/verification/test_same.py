@@ -97,4 +97,4 @@ def test_recipe_that_mergekit_multi_stored(tmp_path: Path) -> None:
     assert invoke("verify", tmp_path / "multi.yml").exit_code == 2
     result = invoke("verify", tmp_path / "merges/first", "--recipe", tmp_path / "multi.yml")
     assert result.exit_code == 2
-    assert "must hold one YAML document" in result.output
+    assert "must hold one merge, and holds 2" in result.output
