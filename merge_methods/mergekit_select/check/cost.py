@@ -79,7 +79,7 @@ def size_text(count: int) -> str:
 
 
 def _free(out: Path) -> int | None:
-    existing = next((parent for parent in (out, *out.absolute().parents) if parent.exists()), None)
+    existing = next((parent for parent in (out, *out.absolute().parents) if os.path.exists(parent)), None)
     return None if existing is None else shutil.disk_usage(existing).free
 
 

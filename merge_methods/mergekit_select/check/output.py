@@ -28,7 +28,7 @@ def check_out(merge: MergeUnderCheck, out: str, written: Sequence[WrittenTensor]
     folder = Path(out)
     if out.endswith(("/", os.sep)) and merge.options.write_model_card:
         merge.findings.add(kinds.OUT_NAME, out, name=out.rstrip("/"))
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         what = "a folder that cannot" if existing.is_dir() else "a file"
         merge.findings.add(kinds.OUT_NOT_WRITABLE, str(existing), what=what)

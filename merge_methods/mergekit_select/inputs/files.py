@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from mergekit_select.errors import UnreadableError, one_line
-
-MOST_JSON_BYTES = 256 << 20  # an index of a million tensors has a tenth of this
+from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file, require_inside
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -48,29 +45,6 @@ def first_loaded(order: Collection[str], names: Collection[str]) -> str | None:
     return next((name for name in order if name in names), None)
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """Return the content of a regular file; never waits for a pipe or reads a device.
-
-    Raises:
-        UnreadableError: It cannot be read, is no regular file, or has more bytes than ``most``.
-    """
-    try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UnreadableError(f"{path} must be a regular file, and is a {_kind(path)}")
-            content = file.read(most + 1)
-    except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > most:
-        raise UnreadableError(f"{path} must have at most {most} bytes, and is larger")
-    return content
-
-
-def _kind(path: Path) -> str:
-    tests = {"folder": path.is_dir, "pipe": path.is_fifo, "socket": path.is_socket}
-    return next((name for name, test in tests.items() if test()), "device")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of at most ``MOST_JSON_BYTES``.
 
@@ -90,9 +64,11 @@ def read_weight_map(path: Path) -> dict[str, str]:
     """Return an index's shard file name by tensor name.
 
     Raises:
-        UnreadableError: As for ``read_json``, or the index has no such mapping.
+        UnreadableError: As for ``read_json``, or the index has no such mapping, or names a file elsewhere.
     """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise UnreadableError(f"{path} must map tensor names to files under the key weight_map, and does not")
+    for shard in sorted(set(weight_map.values())):
+        require_inside(path.parent, shard, path)
     return weight_map

@@ -24,7 +24,9 @@ from mergekit.tokenizer import BuildTokenizer
 from transformers import PretrainedConfig
 
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, one_line
+from mergekit_select.inputs.bounds import require_regular_files
 from mergekit_select.inputs.checkpoint import read_header
+from mergekit_select.inputs.files import INDEXES, read_json, read_weight_map
 from mergekit_select.inputs.references import donor, is_local
 from mergekit_select.planner.internals import (
     isolated,
@@ -191,8 +193,11 @@ def _require_readable(model: ModelReference, cache: LoaderCache, options: MergeO
     path = model.model.path
     if is_local(path) and not os.path.isdir(path):
         raise UnreadableError(f"model {model}: there is no folder {path}; local paths begin at the current folder")
-    if os.path.isdir(path):  # transformers' own error for a missing config.json does not name the file
-        Path(path, "config.json").open("rb").close()
+    if os.path.isdir(path):
+        require_regular_files(Path(path))
+        read_json(Path(path, "config.json"))  # transformers' own error for a missing config.json does not name the file
+        for name in {*INDEXES} & {*os.listdir(path)}:
+            read_weight_map(Path(path, name))
     model.config(trust_remote_code=options.trust_remote_code)
     whole = Path(path, "model.safetensors")
     if whole.is_file() and not Path(f"{whole}.index.json").exists() and model.lora is None:

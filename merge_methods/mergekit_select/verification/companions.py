@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from mergekit_select import kinds
 from mergekit_select.errors import one_line
 from mergekit_select.findings import Findings
-from mergekit_select.inputs.files import INDEXES, WEIGHTS, read_file
+from mergekit_select.inputs.bounds import read_file
+from mergekit_select.inputs.files import INDEXES, WEIGHTS
 
 MOST_BYTES = 1 << 30  # of one file; the largest tokenizers have some tens of MB
 
