@@ -282,6 +282,8 @@ OUT_STALE = _error("out-stale",
     "remove them, or give another folder")
 OUT_LEFTOVERS = _warning("out-stale",
     "weights of an earlier merge stay in the folder beside the new ones", "remove them, or give another folder")
+OUT_TEMPORARY = _note("out-temporary",
+    "a merge that was interrupted left this file, and nothing removes it", "run `mergekit-select check --clean`")
 DISK_FULL = _error("disk-full", "the output must fit on the disk", "free some, or merge into another folder")
 MEMORY = _warning("memory",
     "the merge is expected to need more memory than there is", "give a smaller --out-shard-size, such as 1B")
@@ -326,6 +328,7 @@ UNION_REORDERED = _warning("random",
     " and a difference does not mean a different recipe",
     "an output that can be verified needs one model, or base, as the tokenizer's source")
 
+LEFTOVER = _note("out-temporary", OUT_TEMPORARY.rule, OUT_TEMPORARY.remedy)
 NO_TOKENIZER = _note("tokenizer-missing", "the recipe gives no tokenizer: {problem}")
 
 # fmt: on

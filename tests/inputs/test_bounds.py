@@ -97,7 +97,6 @@ def test_names_that_are_too_long(tmp_path: Path) -> None:
     recipe = written(tmp_path / "recipe.yml", family.recipe())
     for command in (["check", recipe, name], ["check", name], ["inspect", name], ["verify", name]):
         assert invoke(*command).exit_code in (1, 2)
-    assert invoke("check", recipe, tmp_path / "out\0").exit_code in (1, 2)
 
 
 def test_config_of_odd_types(tmp_path: Path) -> None:
@@ -177,7 +176,8 @@ class TestWeightMapThatLeadsOut:
             (snapshot / file.name).symlink_to(Path("../../blobs", str(number)))
         recipe = written(tmp_path / "recipe.yml", {**family.recipe(), "base_model": str(snapshot)})
         assert invoke("check", recipe).exit_code == 0
-        assert invoke("inspect", recipe).exit_code == 0
+        result = invoke("inspect", recipe)
+        assert result.exit_code == 0, result.output
         assert (
             invoke("verify", merge({**family.recipe(), "base_model": str(snapshot)}, tmp_path / "out")).exit_code == 0
         )

@@ -57,6 +57,7 @@ def finish(run: Callable[[], object]) -> int:
     """Run a command to its end, whatever happens; return the exit code."""
     try:
         run()
+        return YES
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:

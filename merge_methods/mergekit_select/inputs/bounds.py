@@ -43,6 +43,16 @@ def read_file(path: Path, most: int) -> bytes:
     return content
 
 
+def read_start(path: Path, count: int) -> bytes:
+    """Return at most so many bytes from the beginning of a regular file.
+
+    Raises:
+        UnreadableError: As for ``read_file``.
+    """
+    with _opened(path) as file:
+        return file.read(count)
+
+
 def require_regular(path: Path) -> None:
     """Refuse what cannot be read, or is no regular file.
 

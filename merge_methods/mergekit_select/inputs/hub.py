@@ -6,7 +6,8 @@ import fnmatch
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download
@@ -63,8 +64,27 @@ def read_hub_model(repository: str, revision: str | None, folder: Path, cache: s
     Raises:
         UnusableModelError: It is no model that mergekit could merge, or the hub cannot be asked.
     """
-    try:
+    with _asking():
         return _read(repository, revision, folder, cache)
+
+
+def require_repository(repository: str, revision: str | None) -> None:
+    """Ask the hub for a model, once and not for long: mergekit and transformers would ask on for minutes.
+
+    Raises:
+        UnreadableError: The hub cannot be asked, or does not give it.
+    """
+    try:
+        with _asking():
+            HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT)
+    except UnusableModelError as error:
+        raise UnreadableError(f"model {repository}: {error}") from error
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    try:
+        yield
     except UnusableModelError:
         raise
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:

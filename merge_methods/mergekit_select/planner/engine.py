@@ -27,6 +27,7 @@ from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableErr
 from mergekit_select.inputs.bounds import require_regular_files
 from mergekit_select.inputs.checkpoint import read_header
 from mergekit_select.inputs.files import INDEXES, read_json, read_weight_map
+from mergekit_select.inputs.hub import require_repository
 from mergekit_select.inputs.references import donor, is_local
 from mergekit_select.planner.internals import (
     isolated,
@@ -198,6 +199,9 @@ def _require_readable(model: ModelReference, cache: LoaderCache, options: MergeO
         read_json(Path(path, "config.json"))  # transformers' own error for a missing config.json does not name the file
         for name in {*INDEXES} & {*os.listdir(path)}:
             read_weight_map(Path(path, name))
+    for part in (model.model, model.lora):
+        if part is not None and not os.path.isdir(part.path):
+            require_repository(part.path, part.revision)
     model.config(trust_remote_code=options.trust_remote_code)
     whole = Path(path, "model.safetensors")
     if whole.is_file() and not Path(f"{whole}.index.json").exists() and model.lora is None:

@@ -13,6 +13,7 @@ from mergekit.options import MergeOptions
 from mergekit_select import kinds
 from mergekit_select.errors import one_line
 from mergekit_select.findings import Finding, Findings, finding
+from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.inputs.recipe import read_recipe
 from mergekit_select.inputs.references import donor, relocated
 from mergekit_select.planner.determinism import Determinism, determinism
@@ -118,6 +119,8 @@ def verify(
         and (kind is Determinism.RANDOM or (reordered and differing <= along_vocabulary))
     )
     notes = _notes(config.merge_method, kind, bool(differing), reordered)
+    for left in leftovers(found.folder):
+        notes.add(kinds.LEFTOVER, left.name)
     for failure in companions.values():
         if failure is not None:
             notes.add(kinds.NO_TOKENIZER, "tokenizer", problem=one_line(failure))
