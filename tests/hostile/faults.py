@@ -1,7 +1,7 @@
 """``make faults``: stock merges that are killed, meet a full disk, or run twice at once; what is left, and who sees it.
 
 Every case forks from a process that has imported mergekit. A fault is silent where ``verify`` says SAME of a folder
-that is not, file by file, what the undisturbed merge leaves. Needs Linux, and for full disks the right to mount a tmpfs.
+that is not, file by file, what the undisturbed merge leaves. Needs Linux, and for full disks, the right to mount.
 """
 
 from __future__ import annotations
