@@ -63,7 +63,7 @@ def check(case: int) -> None:
         selection, Limits(shared_bytes=r.choice([1, 1 << 30]), part_bytes=r.choice([8, 1000, 1 << 20])), kernel_c
     )
     assert same(
-        merged, merge(selection, Limits(chunk=r.choice([7 if count < 8 else 250, 256, 1 << 16])), KERNELS["torch"])
+        merged, merge(selection, Limits(chunk=r.choice([7 if length < 100 else 250, 256, 1 << 16])), KERNELS["torch"])
     )
     assert merged.shape == (length,)
     if base is None:
