@@ -157,7 +157,7 @@ import hashlib, multiprocessing, sys, torch
 from mergekit_select import select
 torch.set_num_threads(2)
 tensors = [torch.arange(3 << 20, dtype=torch.float32) + k / 8 for k in range(3)]
-def merged(_: object = None) -> Any:
+def merged(_=None):
     # No operation of torch's: those hang in a fork of a process whose torch has used threads.
     return hashlib.sha256(select(tensors).numpy()).hexdigest()
 if __name__ == "__main__":
