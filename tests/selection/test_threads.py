@@ -248,7 +248,7 @@ def test_systems_without_huge_pages_are_not_asked(monkeypatch: pytest.MonkeyPatc
 def test_chunks_of_torch_operations_become_smaller_with_many_sub_models(sub_models: int) -> None:
     for device in ("cpu", "cuda"):
         chunk = LIMITS.chunk_of(torch.device(device), sub_models)
-        assert chunk >= 1 << 14
+        assert chunk >= 1 << 13
         assert chunk * sub_models <= LIMITS.masks
 
 
