@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,6 @@ from examples.order_study.settings import (
 )
 from examples.order_study.sources import JsonLines, TextFile
 from examples.order_study.store.folders import writing
-from examples.order_study.train import models as models_module
 from examples.order_study.train import trainer
 from examples.order_study.train.models import Trained, kept_steps, train_models
 from examples.order_study.train.states import folder_of
@@ -87,7 +87,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of another architecture: fp32, tied weights, dropout, no start token and none for padding."""
     folder = tmp_path_factory.mktemp("gpt2")
     bpe = Tokenizer(BPE({c: i for i, c in enumerate([*ByteLevel.alphabet(), "<end>"])}, []))
-    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    wrapped: Any = PreTrainedTokenizerFast
+    wrapped(tokenizer_object=bpe, eos_token="<end>").save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>").save_pretrained(folder)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2))
@@ -413,7 +414,7 @@ def test_a_given_base_that_changes_is_taken_anew(gpt2: Path, data: Path, tmp_pat
     shutil.rmtree(source)  # the study has a copy
     assert "trained" not in str(trained(study, tmp_path / "out"))
     shutil.copytree(gpt2, source)
-    model = AutoModelForCausalLM.from_pretrained(source)
+    model: Any = AutoModelForCausalLM.from_pretrained(source)
     with torch.no_grad():
         model.transformer.wte.weight.mul_(2)
     model.save_pretrained(source)
@@ -478,7 +479,7 @@ def test_samples_all_of_which_are_too_long_are_refused(fresh: Study, tmp_path: P
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the training itself, where a test asks only which models would be trained."""
-    monkeypatch.setattr(models_module.trainer, "train", lambda *_: 0)
+    monkeypatch.setattr(trainer, "train", lambda *_: 0)
 
 
 @pytest.fixture(scope="module")
@@ -522,7 +523,7 @@ def test_sub_models_of_a_base_to_be_replaced_go_first(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models_module.trainer, "train", interrupted)
+    monkeypatch.setattr(trainer, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_study(fresh.model_copy(update={"base": fresh.base.model_copy(update={"order": 9})}), copy, quiet)
     assert list((copy / "models").iterdir()) == []
@@ -567,7 +568,7 @@ def test_a_line_tells_step_loss_pace_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter([0.0, 5.0, 10.0, 30.0, 60.0])
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     progress, state = Progress("order-1"), types.SimpleNamespace(global_step=0, max_steps=8)
     progress.on_train_begin(None, state, None)
     for state.global_step, loss in enumerate([5.0, 4.0, 3.0, 1.0], start=1):
