@@ -87,9 +87,9 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of another architecture: fp32, tied weights, dropout, no start token and none for padding."""
     folder = tmp_path_factory.mktemp("gpt2")
     bpe = Tokenizer(BPE({c: i for i, c in enumerate([*ByteLevel.alphabet(), "<end>"])}, []))
+    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     wrapped: Any = PreTrainedTokenizerFast
     wrapped(tokenizer_object=bpe, eos_token="<end>").save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>").save_pretrained(folder)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2))
     model.save_pretrained(folder)
