@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -479,7 +478,7 @@ def test_samples_all_of_which_are_too_long_are_refused(fresh: Study, tmp_path: P
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the training itself, where a test asks only which models would be trained."""
-    monkeypatch.setattr(trainer, "train", lambda *_: 0)
+    monkeypatch.setattr("examples.order_study.train.models.trainer.train", lambda *_: 0)
 
 
 @pytest.fixture(scope="module")
@@ -523,7 +522,7 @@ def test_sub_models_of_a_base_to_be_replaced_go_first(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "train", interrupted)
+    monkeypatch.setattr("examples.order_study.train.models.trainer.train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_study(fresh.model_copy(update={"base": fresh.base.model_copy(update={"order": 9})}), copy, quiet)
     assert list((copy / "models").iterdir()) == []
@@ -568,7 +567,7 @@ def test_a_line_tells_step_loss_pace_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter([0.0, 5.0, 10.0, 30.0, 60.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
     progress, state = Progress("order-1"), types.SimpleNamespace(global_step=0, max_steps=8)
     progress.on_train_begin(None, state, None)
     for state.global_step, loss in enumerate([5.0, 4.0, 3.0, 1.0], start=1):
