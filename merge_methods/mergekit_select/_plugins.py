@@ -68,7 +68,7 @@ def register_plugins(own_offered: bool = False) -> None:
         if plugin in _handled:
             continue
         half_imported = _half_imported(plugin)
-        if half_imported and plugin.distribution == OWN_DISTRIBUTION:
+        if half_imported and plugin.is_own:
             if own_offered:
                 continue
             return  # `methods` comes here again at its end; until then no other plugin may take its names
