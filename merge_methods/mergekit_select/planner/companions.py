@@ -1,0 +1,60 @@
+"""The files that mergekit writes beside the tensors: config, tokenizer, model card and recipe, by its own functions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mergekit.card import generate_card
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+from mergekit_select.planner.engine import Engine, at
+from mergekit_select.planner.internals import (
+    copy_tagalong_files,
+    copy_tokenizer,
+    resize_vocabulary,
+    set_chat_template,
+    stored_config,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def write_companions(engine: Engine, folder: Path, name: str, recipe: str) -> None:
+    """Write what ``mergekit.merge.run_merge`` writes after the tensors, in its order.
+
+    Args:
+        engine: The merge.
+        folder: Where to; it exists.
+        name: The last part of the output's path, which titles the model card.
+        recipe: The recipe's text, stored verbatim.
+
+    Raises:
+        MergekitSelectError: mergekit fails at it.
+    """
+    plan = engine.plan
+    config, options = plan.config, plan.options
+    with at("writing config, tokenizer and model card"):
+        settings = stored_config(config, plan.architecture, options.trust_remote_code)
+        tokenizer = None if engine.tokenizer_task is None else engine.tokenizer(engine.tokenizer_task).tokenizer
+        if tokenizer is not None:
+            resize_vocabulary(settings, plan.architecture, tokenizer, config)
+        settings.save_pretrained(folder)
+        if options.write_model_card:
+            card = generate_card(config=config, config_yaml=recipe, name=name)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
+        if tokenizer is not None:
+            set_chat_template(tokenizer, config)
+            tokenizer.save_pretrained(folder, safe_serialization=True)
+        elif options.copy_tokenizer:
+            _copy_tokenizer(config, folder, options)
+        copy_tagalong_files(config, folder, plan.architecture, options)
+
+
+def _copy_tokenizer(config: MergeConfiguration, folder: Path, options: MergeOptions) -> None:
+    try:
+        copy_tokenizer(config, str(folder), options=options)
+    except Exception as error:  # as mergekit: a merge without a tokenizer is one
+        _log.error("Failed to copy the tokenizer (%s); the merge is whole, copy it from elsewhere", error)
