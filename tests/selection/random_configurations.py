@@ -1,6 +1,6 @@
 """The kernels against each other and, in places, against the reference, on thousands of random configurations.
 
-By hand: ``PYTHONPATH=tests python tests/selection/random_configurations.py 0 20000``, in about half an hour. The first
+By hand: ``PYTHONPATH=tests python tests/selection/random_configurations.py 0 20000``, in minutes. The first
 hundred are a test.
 """
 
