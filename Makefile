@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STUDY := $(BIN)/python examples/order_study
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: merge study test lint types bench clean
+.PHONY: merge study test lint types kernel sanitize bench clean
 
 # Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
 merge: $(VENV)/installed
@@ -32,6 +32,22 @@ lint: $(VENV)/installed-test
 
 types: $(VENV)/installed-test
 	$(BIN)/mypy
+
+# Compiles the kernel of this checkout again, after a change of its source.
+ROOM := mergekit_select/selection
+kernel:
+	$(PYTHON) hatch_build.py merge_methods/$(ROOM)
+
+# The kernel's tests, in a copy whose kernel is compiled with gcc's sanitizers and for one kind of processor: the choice
+# between several is made before the sanitizers are there. Any fault ends the run. Python itself leaks on exit.
+SANITIZED := build/sanitize
+sanitize: $(VENV)/installed-test
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -r merge_methods/mergekit_select $(SANITIZED)
+	CC=gcc $(BIN)/python hatch_build.py $(SANITIZED)/$(ROOM) -g -DONE_TARGET -fno-omit-frame-pointer \
+		-fsanitize=address,undefined -fno-sanitize-recover=all
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=$(SANITIZED) MERGEKIT_SELECT_KERNEL=c \
+		$(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/selection/test_kernels.py
 
 # Both benchmarks, and the budgets beside their figures: docs/performance.md says how long it takes.
 BENCH_OUT ?= runs/bench

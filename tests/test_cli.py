@@ -41,7 +41,7 @@ def written(folder: Path, config: dict, name: str = "recipe.yml") -> Path:
 
 def test_version_names_what_the_bits_depend_on():
     import mergekit_select
-    from mergekit_select import draws
+    from mergekit_select.selection import draws
 
     code, out, _ = invoke("--version")
     assert code == 0
@@ -125,9 +125,9 @@ def test_check_prints_what_it_finds(llamas, tmp_path, monkeypatch):
     config = recipe("parameter_selection", "./base", ["./sub"], parameters={"wieght": 2, "normalize": True})
     code, out, err = invoke("check", written(tmp_path, config))
     assert out == (
-        "error unknown-key at parameters.wieght: mergekit does not know the key wieght and ignores it without a word "
+        "error unknown-key at parameters.wieght: mergekit does not know the key wieght and silently ignores it "
         "(got 2); write weight\n"
-        "warning unknown-key at parameters.normalize: mergekit ignores the key normalize here without a word "
+        "warning unknown-key at parameters.normalize: mergekit silently ignores the key normalize here "
         "(got True); remove it, or see which method it belongs to\n"
         "reads 117.6 KB, writes 30 tensors, 58.8 KB; peak memory about 67.2 MB, at model.embed_tokens.weight\n"
         "this merge would not work: 1 error, 1 warning, 0 notes\n"

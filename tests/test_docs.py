@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import reference
-from mergekit_select import draws
+from mergekit_select.selection import draws
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -19,8 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from mergekit_select.selection import kernel_c
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "merge_methods" / "mergekit_select"
+LIBRARY = kernel_c.LIBRARY.name
+HAS_COMPILER = any(map(shutil.which, ("cc", "gcc", "clang"))) and "CC" not in os.environ
 OWN = ["parameter_selection", "parameter_selection_resampling"]
 STARTUP = {"mergekit_select.pth", "mergekit_select.start"}
 
@@ -40,19 +44,19 @@ def run(command: Sequence[str | Path], folder: Path, **variables: str) -> str:
     return result.stdout
 
 
-def pip(*arguments: str | Path, python: Path | None = None, folder: Path = ROOT) -> str:
+def pip(*arguments: str | Path, python: Path | None = None, folder: Path = ROOT, **variables: str) -> str:
     target: list[str | Path] = ["--python", python] if python else []
     options = ["--disable-pip-version-check", "--quiet"]
-    return run([sys.executable, "-m", "pip", *options, *target, *arguments], folder)
+    return run([sys.executable, "-m", "pip", *options, *target, *arguments], folder, **variables)
 
 
-def build(command: str, source: Path, place: Path) -> Path:
+def build(command: str, source: Path, place: Path, **variables: str) -> Path:
     """Build a wheel, or a source distribution, in this environment and without network."""
     if command == "sdist":
         run([sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", place], source)
     else:
         options = ["--no-build-isolation", "--no-deps", "--no-index"]
-        pip("wheel", *options, "--wheel-dir", place, source, folder=place)
+        pip("wheel", *options, "--wheel-dir", place, source, folder=place, **variables)
     (built,) = place.iterdir()
     return built
 
@@ -60,9 +64,9 @@ def build(command: str, source: Path, place: Path) -> Path:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    no_caches = shutil.ignore_patterns("__pycache__")
+    no_caches = shutil.ignore_patterns("__pycache__", "libkernel.*")
     shutil.copytree(SOURCE.parent, folder / SOURCE.parent.name, ignore=no_caches)
     return folder
 
@@ -72,21 +76,72 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", checkout, tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.fixture(scope="module")
+def plain_wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as where there is no C compiler."""
+    return build("wheel", checkout, tmp_path_factory.mktemp("wheel"), CC=str(checkout / "no-such-compiler"))
+
+
 def contents(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+compiled = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
+
+
 # ---- the wheel
 
 
-def test_wheel_holds_the_package_the_startup_files_and_metadata(wheel: Path) -> None:
-    info = wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"
+def distribution(wheel: Path) -> str:
+    return "-".join(wheel.name.split("-")[:2])
+
+
+@pytest.mark.parametrize("form", [pytest.param("wheel", marks=compiled), "plain_wheel"])
+def test_wheel_holds_the_package_the_startup_files_and_metadata(form: str, request: pytest.FixtureRequest) -> None:
+    wheel: Path = request.getfixturevalue(form)
+    info = distribution(wheel) + ".dist-info"
     files = [path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.is_file()]
     modules = {f"mergekit_select/{path.as_posix()}" for path in files if path.suffix == ".py"}
     described = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
     metadata = {f"{info}/{name}" for name in described}
-    assert set(contents(wheel)) == modules | {"mergekit_select/py.typed"} | STARTUP | metadata
+    library = {f"mergekit_select/selection/{LIBRARY}"} if form == "wheel" else set()
+    assert set(contents(wheel)) == modules | {"mergekit_select/py.typed"} | STARTUP | metadata | library
+
+
+@compiled
+def test_wheel_with_a_kernel_is_for_one_platform_and_every_python(wheel: Path) -> None:
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name == f"{distribution(wheel)}-py3-none-{platform}.whl"
+    assert b"Root-Is-Purelib: false" in contents(wheel)[f"{distribution(wheel)}.dist-info/WHEEL"]
+
+
+def test_wheel_without_a_kernel_is_for_every_platform(plain_wheel: Path) -> None:
+    assert plain_wheel.name == f"{distribution(plain_wheel)}-py3-none-any.whl"
+    assert b"Root-Is-Purelib: true" in contents(plain_wheel)[f"{distribution(plain_wheel)}.dist-info/WHEEL"]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", "the C compiler no-such-compiler cannot be run: "),
+        (f"{sys.executable} -c 'raise SystemExit(3)'", "failed with status 3: it says nothing"),
+    ],
+)
+def test_why_there_is_no_kernel_is_said_in_one_line(checkout: Path, tmp_path: Path, compiler: str, reason: str) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path]
+    environment = {**os.environ, "CC": compiler}
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    line, built = done.stderr.splitlines()
+    assert built.endswith("-py3-none-any.whl")
+    assert line.startswith("mergekit-select is installed without its compiled kernel: ")
+    assert reason in line
+
+
+@compiled
+def test_the_same_source_gives_the_same_library(checkout: Path, wheel: Path, tmp_path: Path) -> None:
+    assert contents(build("wheel", checkout, tmp_path)) == contents(wheel)
 
 
 def test_startup_files_come_through_unchanged(wheel: Path) -> None:
@@ -97,7 +152,9 @@ def test_startup_files_come_through_unchanged(wheel: Path) -> None:
 
 def test_metadata(wheel: Path) -> None:
     files = contents(wheel)
-    texts = {name.partition(".dist-info/")[2]: content.decode() for name, content in files.items()}
+    texts = {
+        name: files[f"{distribution(wheel)}.dist-info/{name}"].decode() for name in ("METADATA", "entry_points.txt")
+    }
     metadata = email.message_from_string(texts["METADATA"])
     assert metadata["Name"] == "mergekit-select"
     assert metadata["Version"] == wheel.name.split("-")[1]
@@ -116,7 +173,7 @@ def test_source_distribution_gives_the_same_wheel(
     checkout: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     archive = build("sdist", checkout, tmp_path_factory.mktemp("sdist"))
-    assert archive.name == wheel.name.removesuffix("-py3-none-any.whl") + ".tar.gz"
+    assert archive.name == f"{distribution(wheel)}.tar.gz"
     again = build("wheel", archive, tmp_path_factory.mktemp("wheel"))
     assert again.name == wheel.name
     assert contents(again) == contents(wheel)
@@ -163,15 +220,16 @@ from mergekit.scripts.merge_raw_pytorch import merge_methods
 import mergekit_select
 print(*(method.spec.name for method in merge_methods.registered_methods()))
 print(mergekit_select.__file__)
+print(mergekit_select.selection.kernel_name())
 """
 
 
-@pytest.mark.parametrize("form", ["wheel", "editable"])
-def test_install_and_uninstall(form: str, wheel: Path, checkout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["wheel", "plain_wheel", "editable"])
+def test_install_and_uninstall(form: str, request: pytest.FixtureRequest, checkout: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "environment")
     before = environment.files()
-    if form == "wheel":
-        pip("install", "--no-deps", "--no-index", wheel, python=environment.python)
+    if form != "editable":
+        pip("install", "--no-deps", "--no-index", request.getfixturevalue(form), python=environment.python)
         home = environment.site_packages
         beside: set[str] = set()
     else:
@@ -187,10 +245,11 @@ def test_install_and_uninstall(form: str, wheel: Path, checkout: Path, tmp_path:
     assert environment.run(STARTED) == "1\n"
 
     environment.borrow()
-    names, place = environment.run(METHODS).splitlines()
+    names, place, kernel = environment.run(METHODS).splitlines()
     environment.give_back()
     assert names.split()[-2:] == OWN
     assert place == str(home / "mergekit_select" / "__init__.py")
+    assert kernel == ("c" if HAS_COMPILER and form != "plain_wheel" else "torch")
 
     pip("uninstall", "--yes", "mergekit-select", python=environment.python)
     assert environment.files() == before

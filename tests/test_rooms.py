@@ -13,15 +13,15 @@ PACKAGE = Path(__file__).parents[1] / "merge_methods" / "mergekit_select"
 GROUND = {"errors", "bits", "findings", "kinds"}
 # Each room, and the rooms that it may import from.
 ALLOWED = {
-    "errors": {"findings"},  # for a type annotation only
+    "errors": set[str](),
     "bits": set[str](),
     "findings": {"errors"},
     "kinds": {"findings"},
     "selection": {"bits", "errors"},
     "_startup": {"_plugins"},
-    "_plugins": {"_startup", "_entry_points", "errors"},
+    "_plugins": {"_entry_points", "errors"},
     "_entry_points": set[str](),
-    "methods": {"selection", "_plugins", "errors"},
+    "methods": {"selection", "_plugins", "_startup", "errors"},
     "inputs": GROUND,
     "planner": {"inputs", "selection", "methods"} | GROUND,
     "check": {"planner", "inputs", "methods", "_plugins", "_startup"} | GROUND,

@@ -10,16 +10,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from mergekit_select.draws import draw
     from mergekit_select.errors import MergekitSelectError
-    from mergekit_select.selection import Drawn, drawn, resample, select
+    from mergekit_select.selection import Drawn, draw, drawn, resample, select
 
 __all__ = ["Drawn", "MergekitSelectError", "__version__", "draw", "drawn", "resample", "select"]
 
 _HOMES = {
     "Drawn": "selection",
     "MergekitSelectError": "errors",
-    "draw": "draws",
+    "draw": "selection",
     "drawn": "selection",
     "resample": "selection",
     "select": "selection",

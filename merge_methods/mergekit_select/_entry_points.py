@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-GROUP = "mergekit.merge_methods"
+GROUP = "mergekit.merge_methods"  # also the name of the module that has the registry
 OWN_DISTRIBUTION = "mergekit-select"
 
 

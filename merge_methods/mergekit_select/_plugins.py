@@ -14,8 +14,7 @@ import sys
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from mergekit_select import _startup
-from mergekit_select._entry_points import OWN_DISTRIBUTION, Plugin, cause, installed_plugins
+from mergekit_select._entry_points import GROUP, OWN_DISTRIBUTION, Plugin, cause, installed_plugins
 from mergekit_select.errors import MergekitSelectError
 
 if TYPE_CHECKING:
@@ -79,28 +78,28 @@ def register_plugins() -> None:
             raise
 
 
-def register_methods(*methods: "MergeMethod") -> None:
-    """Register methods of this package, then every plugin, unless MERGEKIT_SELECT_DISABLE is set.
+def register_methods(*methods: "MergeMethod", and_plugins: bool) -> None:
+    """Register methods of this package, then every plugin if so wished.
 
     For the module that declares the methods, at its end: importing it is then enough where the startup files
     do not run or the package's metadata are missing.
     """
     # Where the module is imported from within mergekit's own import, there is somebody who reads the entry
     # points: `_startup`, or a mergekit that has learnt to, whose register would then find the name taken.
-    if _is_being_imported(sys.modules[_startup.AWAITED]):
+    if _is_being_imported(sys.modules[GROUP]):
         return
     for method in methods:
         try:
             _offer(method, OWN_DISTRIBUTION)
         except PluginError as error:
             _report_skipped(f"method '{method.spec.name}' of {OWN_DISTRIBUTION}", OWN_DISTRIBUTION, error)
-    if not _startup.turned_off():
+    if and_plugins:
         register_plugins()
 
 
 def _require_registry() -> None:
     # Asked once, or else each plugin would be blamed for a mergekit before 0.1.5.
-    module = importlib.import_module(_startup.AWAITED)
+    module = importlib.import_module(GROUP)
     for name in ("MergeMethod", "register", "registered_methods"):
         if not hasattr(module, name):
             raise ImportError(f"the mergekit installed has no {module.__name__}.{name}")

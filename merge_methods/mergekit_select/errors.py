@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mergekit_select.findings import Kind
-
 
 class MergekitSelectError(Exception):
     """Base of every error raised by mergekit-select.
@@ -33,20 +28,6 @@ class UnreadableError(MergekitSelectError):
 
 class RecipeError(UnreadableError):
     """A recipe file cannot be read as one."""
-
-
-class UnusableModelError(UnreadableError):
-    """A model that mergekit could not merge.
-
-    Attributes:
-        kind: What is wrong, from the catalogue of findings; ``check`` reports it as a finding.
-        details: What the kind's texts mention.
-    """
-
-    def __init__(self, kind: Kind, **details: Any) -> None:
-        super().__init__(kind.text(**details))
-        self.kind = kind
-        self.details = details
 
 
 class PlanError(MergekitSelectError):

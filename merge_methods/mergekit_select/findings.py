@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from mergekit_select.errors import one_line
+from mergekit_select.errors import UnreadableError, one_line
 
 
 class Severity(str, Enum):
@@ -37,6 +37,20 @@ class Kind:
     def text(self, **details: Any) -> str:
         """Return rule and remedy in one sentence, with these details filled in."""
         return "; ".join(part.format(**details) for part in (self.rule, self.remedy) if part)
+
+
+class UnusableModelError(UnreadableError):
+    """A model that mergekit could not merge; ``check`` reports it as a finding.
+
+    Attributes:
+        kind: What is wrong.
+        details: What the kind's texts mention.
+    """
+
+    def __init__(self, kind: Kind, **details: Any) -> None:
+        super().__init__(kind.text(**details))
+        self.kind = kind
+        self.details = details
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The catalogue of findings: every rule that a command may find broken, with severity, text and remedy.
 
 Longer than other modules, since it holds all texts of all commands' findings and nothing else. Several kinds share a
-name where one rule is broken in different ways; ``MEANINGS`` says what each name stands for.
+name where one rule is broken in different ways; docs/cli.md says what each name stands for.
 """
 
 from __future__ import annotations
@@ -21,64 +21,6 @@ def _note(name: str, rule: str, remedy: str = "") -> Kind:
     return Kind(name, Severity.NOTE, rule, remedy)
 
 
-# What each name means, for docs/cli.md.
-MEANINGS = {
-    "recipe-invalid": "the recipe does not have the shape that mergekit reads",
-    "unknown-key": "a key that mergekit ignores without a word",
-    "duplicate-key": "a key stands twice, and YAML keeps the last without a word",
-    "unknown-method": "no merge method of that name is registered",
-    "plugin-inactive": "stock mergekit will not know the method in this environment",
-    "parameter-missing": "the method needs a parameter that the recipe does not give",
-    "parameter-invalid": "the method refuses the value of a parameter",
-    "weight-not-finite": "a weight is infinite or not a number",
-    "weights-zero": "the weights of a tensor's sub-models sum to 0 after filters and gradients",
-    "base-parameter-ignored": "a parameter is given to the base model, where mergekit ignores it",
-    "dtype-unknown": "mergekit does not know the dtype",
-    "chat-template": "mergekit does not know the chat template",
-    "inputs": "the method takes another number or kind of models",
-    "no-base-model": "mergekit takes config and tokenizer from an arbitrary model",
-    "tokenizer-union": "the order of a union vocabulary changes from run to run",
-    "local-path-like-hub-id": "mergekit asks the hub about a local path when it writes the model card",
-    "hub-id-not-pinned": "a hub id without a commit need not give the same bits tomorrow",
-    "hub-unreachable": "the hub cannot be asked",
-    "model-missing": "a model is not there, or not complete",
-    "model-unreadable": "a file of a model is not what it should be",
-    "model-pickled": "a model is stored as pickles",
-    "model-ambiguous": "a folder holds two checkpoints",
-    "model-quantised": "a model is quantised, or in a format that mergekit does not read",
-    "config-invalid": "transformers or mergekit cannot use a model's config.json",
-    "remote-code": "a model brings code of its own",
-    "lora-cache": "a LoRA adapter is given without a usable cache folder to merge it in",
-    "lora-cache-stale": "the LoRA merge cache holds an older or unfinished merge of the adapter",
-    "lora-invalid": "a LoRA adapter does not fit its model, or its files are not what they should be",
-    "same-file": "two models are the same file",
-    "architecture-differs": "the models have different architectures",
-    "layers-differ": "the models have different numbers of layers",
-    "layer-range": "a slice asks for layers that the model does not have",
-    "slices-uneven": "the last slice has more sources than the first, and mergekit leaves some out at the end",
-    "tensor-missing": "a tensor is missing that the merge needs",
-    "tensor-partial": "an optional tensor is missing from some of the models",
-    "tensor-ignored": "a model has tensors that mergekit leaves out",
-    "shapes-differ": "a tensor's shapes differ between the models",
-    "tensor-dtype": "a tensor has a dtype that cannot be merged",
-    "integer-tensor": "an integer tensor must be equal in all models, which takes reading it",
-    "dtypes-mixed": "a tensor's dtypes differ between the models",
-    "base-dtype": "the base is stored in another dtype than the sub-models",
-    "tokenizers-differ": "the models' tokenizers give different ids to the same tokens",
-    "tokenizer-invalid": "mergekit cannot build the output's tokenizer",
-    "ties-differ": "weights are tied in one model and untied in another",
-    "tokenizer-missing": "the output will have no tokenizer",
-    "dry-run": "the method fails on small random tensors of the same dtypes with the same parameters",
-    "plan-failed": "mergekit cannot plan the merge",
-    "not-known": "something cannot be known without reading more",
-    "out-not-writable": "the output folder cannot be written",
-    "out-stale": "the output folder holds files of an earlier merge",
-    "out-is-input": "the output folder is one of the inputs",
-    "out-name": "the model card will have no title",
-    "disk-full": "the output does not fit on the disk",
-    "memory": "the merge is expected to need more memory than there is",
-}
-
 # A table: name, rule, remedy.
 # fmt: off
 
@@ -91,14 +33,14 @@ MERGE_NAMES_REPEAT = _error("recipe-invalid",
     "the merges of one file must have different names, one of them at most none", "rename one")
 MERGES_CIRCULAR = _error("recipe-invalid", "merges must not need each other in a circle", "break the circle")
 DUPLICATE_KEY = _error("duplicate-key",
-    "a key must stand once in a mapping; YAML keeps the last one without a word", "remove one, or join what they hold")
+    "a key must stand once in a mapping; YAML silently keeps the last one", "remove one, or join what they hold")
 KEY_MISSPELT = _error("unknown-key",
-    "mergekit does not know the key {key} and ignores it without a word", "write {near}")
+    "mergekit does not know the key {key} and silently ignores it", "write {near}")
 KEY_MISPLACED = _error("unknown-key",
     "{key} is one value for the whole merge, and mergekit ignores it for a single model",
     "move it to the recipe's parameters")
 KEY_IGNORED = _warning("unknown-key",
-    "mergekit ignores the key {key} here without a word", "remove it, or see which method it belongs to")
+    "mergekit silently ignores the key {key} here", "remove it, or see which method it belongs to")
 METHOD_UNKNOWN = _error("unknown-method",
     "merge_method must be a method that is registered with mergekit.{broken}", "{choice}")
 PLUGIN_INACTIVE = _error("plugin-inactive",
@@ -121,7 +63,7 @@ PARAMETER_INVALID = _error("parameter-invalid",
     "the method refuses the value of a parameter: {problem}", "give a value that the method takes")
 PARAMETERS_REFUSED = _error("parameter-invalid", "{problem}")
 WEIGHT_NOT_FINITE = _error("weight-not-finite",
-    "a weight must be a finite number; others make the tensor one of NaN", "give a finite weight")
+    "a weight must be a finite number; any other fills the tensor with NaN", "give a finite weight")
 WEIGHTS_ZERO = _error("weights-zero",
     "the weights of a tensor's models must not sum to 0 after filters and gradients; {effect}",
     "give one of them a positive weight there")
@@ -134,8 +76,8 @@ MODEL_IS_FILE = _error("model-missing",
     "give the folder with config.json and safetensors")
 MODEL_IS_GGUF = _error("model-quantised", MODEL_IS_FILE.rule, MODEL_IS_FILE.remedy)
 MODEL_ABSENT = _error("model-missing",
-    "there is no such folder here, and it is no id of a model on the hub",
-    "correct the path; relative ones count from here")
+    "there is no such folder here, and it is not the id of a model on the hub",
+    "correct the path; relative paths start at the current folder")
 MODEL_INCOMPLETE = _error("model-missing", "{problem}", "copy or download the model again")
 MODEL_WITHOUT_WEIGHTS = _error("model-missing",
     "{folder} has neither model.safetensors nor pytorch_model.bin, whole or with an index",
@@ -156,7 +98,7 @@ MODEL_QUANTISED = _error("model-quantised",
     "use the original model, or one that is dequantised and saved again")
 SAME_FILE = _warning("same-file",
     "sub-models should differ, and this is the same file as {other} ({place})",
-    "give another model, or a higher weight if that is meant")
+    "give another model, or a higher weight if that is intended")
 LOCAL_PATH_LIKE_HUB_ID = _warning("local-path-like-hub-id",
     "a local path must begin with ./ or / for mergekit not to ask the hub about it when it writes the model card; "
     "offline that fails after the merge", "write ./{path}")
@@ -165,7 +107,7 @@ LOCAL_PATH_LIKE_HUB_ID_OFFLINE = _error("local-path-like-hub-id", LOCAL_PATH_LIK
 # --- models on a hub ---
 
 HUB_ID_NOT_PINNED = _warning("hub-id-not-pinned",
-    "a hub id must name a commit for everybody to get the same bits, and branches and tags can move",
+    "a hub id must name a commit so that everybody gets the same bits, and branches and tags can move",
     "write owner/name@<commit hash>")
 HUB_REFUSES = _error("model-missing",
     "there is no such folder here, and the hub answers: {problem}",
@@ -196,7 +138,8 @@ HUB_PICKLED = _warning("model-pickled",
 ADAPTER_WITHOUT_CONFIG = _error("model-missing",
     "a LoRA adapter must be a folder with adapter_config.json, and {adapter} has none", "correct the path after the +")
 ADAPTER_ABSENT = _error("model-missing",
-    "there is no such adapter folder here, and it is no id of one on the hub", "correct the path after the +")
+    "there is no such adapter folder here, and it is not the id of an adapter on the hub",
+    "correct the path after the +")
 ADAPTER_WITHOUT_WEIGHTS = _error("model-missing",
     "a LoRA adapter must have its weights in adapter_model.safetensors, and {adapter} has none",
     "copy or download the adapter again")
@@ -216,10 +159,10 @@ LORA_INVALID = _error("lora-invalid",
     "{problem}", "give an adapter that was trained on this model, with its own adapter_config.json")
 LORA_KIND_NOT_KNOWN = _note("not-known",
     "whether peft can merge this kind of adapter into the model is not known without doing it",
-    "see that the adapter was trained on this model")
+    "check that the adapter was trained on this model")
 LORA_TENSORS_NOT_KNOWN = _note("not-known",
     "whether these tensors of the adapter fit the model is not known without merging them",
-    "see that it was trained on this model")
+    "check that the adapter was trained on this model")
 
 # --- models side by side ---
 
@@ -252,7 +195,7 @@ WEIGHTS_NOT_KNOWN = _note("not-known",
     "the names and shapes of its tensors cannot be known without downloading the weights",
     "download the model to check it")
 OUTPUT_NOT_KNOWN = _note("not-known",
-    "what the merge {name} of this file writes is not known, and this one needs it", "see what is said of that merge")
+    "what the merge {name} of this file writes is not known, and this one needs it", "see the findings of that merge")
 
 # --- the plan ---
 
@@ -269,27 +212,27 @@ LAYERS_DIFFER = _error("layers-differ",
     "choose models of one depth, or give each a layer_range of the same length under slices")
 SLICES_UNEVEN = _error("slices-uneven",
     "the last slice must not have more sources than the first; mergekit takes {after} from {taken} only, without "
-    "{left} and without a word", "give the first and the last slice the same number of sources")
+    "{left} and says nothing", "give the first and the last slice the same number of sources")
 
 # --- tensors ---
 
 TENSOR_MISSING = _error("tensor-missing",
-    "mergekit needs the tensor from every model, and this one has not got it",
+    "mergekit needs the tensor from every model, and this model lacks it",
     "choose a complete model of the same architecture")
 TENSOR_NEEDED = _error("tensor-missing", "a tensor that {method} needs is missing: {problem}", "choose other models")
 TENSOR_PARTIAL = _warning("tensor-partial",
     "an optional tensor is missing from some of the models; it is merged from those that have it",
-    "see that it is meant")
+    "check that this is intended")
 TENSOR_COPIED = _warning("tensor-partial",
-    "an optional tensor is missing from all models but {holder}; it is copied", "see that it is meant")
+    "an optional tensor is missing from all models but {holder}; it is copied", "check that this is intended")
 TENSOR_SKIPPED = _warning("tensor-partial",
     "an optional tensor is missing from too many models; the output will not have it", "choose other models")
 TENSOR_IGNORED = _warning("tensor-ignored",
-    "mergekit leaves out tensors that the architecture does not list, without a word",
-    "see that the output needs none, or upgrade mergekit to one that knows the architecture")
+    "mergekit silently leaves out tensors that the architecture does not list",
+    "check that the output does not need them, or upgrade mergekit to one that knows the architecture")
 TENSORS_MOSTLY_IGNORED = _error("tensor-ignored", TENSOR_IGNORED.rule, TENSOR_IGNORED.remedy)
 TENSOR_CONVERTED = _note("not-known",
-    "transformers converts the checkpoint's tensors to this one, so that shape and dtype are not known")
+    "transformers converts the checkpoint's tensors to this one, so shape and dtype are unknown")
 SHAPES_DIFFER = _error("shapes-differ", "a tensor must have one shape in all models", "choose models of one size")
 VOCABULARIES_DIFFER = _error("shapes-differ",
     SHAPES_DIFFER.rule, "add tokenizer: {{source: base}} to align vocabularies")
@@ -298,12 +241,12 @@ TENSOR_DTYPES_DIFFER = _error("tensor-dtype",
 TENSOR_DTYPE = _error("tensor-dtype",
     "torch cannot promote the dtypes to one: {problem}", "set dtype, such as dtype: bfloat16")
 INTEGER_TENSOR = _note("integer-tensor",
-    "an integer tensor must be equal in all models for mergekit to copy it, which takes reading it")
+    "an integer tensor must be equal in all models for mergekit to copy it, and only reading it shows that")
 DTYPES_MIXED = _warning("dtypes-mixed",
     "mergekit promotes the dtypes of a tensor to one, here {dtype}", "set dtype to the one you want")
 BASE_DTYPE = _warning("base-dtype",
     "the base must have the sub-models' dtype, or hardly any parameter equals it and nothing is resampled",
-    "set dtype to the coarser one, or give the base as the sub-models began from it")
+    "set dtype to the coarser one, or give the base in the form that the sub-models were trained from")
 MULTISLERP_BASE = _note("not-known",
     "with a base model multislerp fails on any tensor that no sub-model has moved", "leave out base_model if so")
 
@@ -362,15 +305,15 @@ FILES_DISAGREE = _error("inconsistent", "{problem}")
 # --- verify: what the reader should know ---
 
 METHOD_RANDOM = _warning("random",
-    "{method} draws at random anew in every run: bits that differ do not tell another recipe")
+    "{method} draws at random in every run: differing bits do not mean a different recipe")
 METHOD_NOT_KNOWN = _warning("not-known",
-    "{method} is not known here: whether it gives the same bits again cannot be told")
+    "{method} is an unknown method: whether it gives the same bits again is unknown")
 METHOD_ROUNDS = _note("rounding",
     "{method} computes in floating point: another device, number of threads or version of torch may round otherwise",
     "verify with those of the merge")
 UNION_REORDERED = _warning("random",
-    "tokenizer: union orders the vocabulary anew in every run: rows of embeddings and lm_head may be in another order,"
-    " and that they differ does not tell another recipe",
+    "tokenizer: union reorders the vocabulary in every run: rows of embeddings and lm_head may be in another order,"
+    " and a difference does not mean a different recipe",
     "an output that can be verified needs one model, or base, as the tokenizer's source")
 
 # fmt: on

@@ -20,8 +20,9 @@ from mergekit.merge_methods import (
 )
 from pydantic import PlainValidator
 
-from mergekit_select import _plugins, draws, selection
+from mergekit_select import _plugins, _startup, selection
 from mergekit_select.errors import MergekitSelectError, ParameterError, TensorError
+from mergekit_select.selection import draws
 
 _PAPER = "https://arxiv.org/abs/2410.03743"
 
@@ -154,4 +155,4 @@ def _apply(
         raise kind(f"{place}, models {', '.join(str(entry.id) for entry in entries)}: {error}") from error
 
 
-_plugins.register_methods(parameter_selection, parameter_selection_resampling)
+_plugins.register_methods(parameter_selection, parameter_selection_resampling, and_plugins=not _startup.turned_off())

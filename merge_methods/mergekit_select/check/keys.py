@@ -1,4 +1,4 @@
-"""Check a recipe's keys against mergekit's own models of a recipe, which ignore unknown ones without a word."""
+"""Check a recipe's keys against mergekit's own models of a recipe, which silently ignore unknown ones."""
 
 from __future__ import annotations
 

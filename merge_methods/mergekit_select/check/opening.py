@@ -12,8 +12,8 @@ from mergekit.common import ModelPath, ModelReference
 
 from mergekit_select import kinds
 from mergekit_select.check.merge import MergeUnderCheck, Model
-from mergekit_select.errors import UnreadableError, UnusableModelError
-from mergekit_select.findings import Kind, some
+from mergekit_select.errors import UnreadableError
+from mergekit_select.findings import Kind, UnusableModelError, some
 from mergekit_select.inputs.checkpoint import Checkpoint, read_checkpoint
 from mergekit_select.inputs.files import TOKENIZER_FILES
 from mergekit_select.inputs.hub import is_hub_id, is_pinned, offline, read_hub_model, write_index

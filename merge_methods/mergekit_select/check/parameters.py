@@ -71,7 +71,7 @@ class ParameterCheck:
             return
         normalises = planned.shared.get("normalize", planned.shared.get("normalize_weights", False))
         if own or (self.method.spec.name in ("linear", "multislerp") and normalises and len(weights) > 1):
-            effect = "there is nothing to draw from" if own else "dividing by it makes the tensor one of NaN"
+            effect = "there is nothing to draw from" if own else "dividing by it fills the tensor with NaN"
             self.findings.add(kinds.WEIGHTS_ZERO, planned.name, some(weights, 6), effect=effect)
 
     def dry_run(

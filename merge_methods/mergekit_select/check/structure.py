@@ -99,7 +99,7 @@ def _fits(merge: MergeUnderCheck, planning: Planning) -> bool:
         slices = [[(models[s.model], s) for s in output.sources] for output in module.slices or ()]
         for number, sources in enumerate(slices):
             good &= _layers(merge, f"{prefix}slices[{number}]", sources, architecture)
-        _ends(merge, f"{prefix}slices", slices, architecture)
+        _last_slice(merge, f"{prefix}slices", slices, architecture)
     return good
 
 
@@ -120,7 +120,9 @@ def _layers(merge: MergeUnderCheck, place: str, sources: Sequence[tuple[Model, A
     return good
 
 
-def _ends(merge: MergeUnderCheck, place: str, slices: Sequence[Sequence[tuple[Model, Any]]], architecture: Any) -> None:
+def _last_slice(
+    merge: MergeUnderCheck, place: str, slices: Sequence[Sequence[tuple[Model, Any]]], architecture: Any
+) -> None:
     """The tensors after the layers are merged from as many models of the last slice as the first one has."""
     if not slices or len(slices[-1]) <= len(slices[0]):
         return

@@ -102,17 +102,17 @@ def check_vocabulary(merge: MergeUnderCheck, plan: Plan, written: Sequence[Writt
     """The output's embeddings must have the rows that its config says, or transformers does not load it."""
     key = plan.architecture.vocab_size_config_key or "vocab_size"
     try:
-        said = get_config_value(plan.out_config, key)
+        configured = get_config_value(plan.out_config, key)
     except (AttributeError, RuntimeError):  # models of other things than text have none
         return
     # Some architectures have a second vocabulary, with a size of its own.
     configs = (plan.out_config, plan.out_config.get_text_config())
-    sizes = {value for config in configs for value in _sizes(config)} | {said}
+    sizes = {value for config in configs for value in _sizes(config)} | {configured}
     axes = {planned.name: planned.weight.vocabulary_axis for planned in plan.tensors}
     for tensor in written:
         axis, shape = axes.get(tensor.name), tensor.tensor.shape
-        if isinstance(said, int) and axis is not None and len(shape) > axis and shape[axis] not in sizes:
-            value = f"{key} {said}, {shape[axis]} rows"
+        if isinstance(configured, int) and axis is not None and len(shape) > axis and shape[axis] not in sizes:
+            value = f"{key} {configured}, {shape[axis]} rows"
             merge.findings.add(kinds.VOCABULARY_CONFIG, f"tensor {tensor.name}", value, key=key, donor=merge.donor)
 
 

@@ -35,11 +35,12 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
         return
     from importlib.metadata import version
 
-    from mergekit_select import __version__, draws
+    from mergekit_select import __version__
+    from mergekit_select.selection import draws, kernel_name
 
     click.echo(
         f"mergekit-select {__version__}\nmergekit {version('mergekit')}\ntorch {version('torch')}\n"
-        f"draws {draws.VERSION}"
+        f"draws {draws.VERSION}\nkernel {kernel_name()}"
     )
     ctx.exit()
 
@@ -51,7 +52,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Show the versions of mergekit-select, mergekit, torch and the draws, and exit.",
+    help="Show the versions of mergekit-select, mergekit, torch and the draws, and the kernel in use.",
 )
 def main() -> None:
     """Look at a merge before and after: check a recipe, inspect what it selects, verify an output.

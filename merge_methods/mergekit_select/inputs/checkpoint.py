@@ -14,8 +14,8 @@ import torch
 
 from mergekit_select import kinds
 from mergekit_select.bits import dtype_name
-from mergekit_select.errors import UnreadableError, UnusableModelError, one_line
-from mergekit_select.findings import some
+from mergekit_select.errors import UnreadableError, one_line
+from mergekit_select.findings import UnusableModelError, some
 from mergekit_select.inputs.files import INDEXES, MERGEKIT_LOADS, first_loaded, read_json, read_weight_map
 
 # safetensors' name of a dtype, torch's, bits of an element

@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._validators import validate_repo_id
 
 from mergekit_select import kinds
-from mergekit_select.errors import UnreadableError, UnusableModelError, one_line
-from mergekit_select.findings import some
+from mergekit_select.errors import UnreadableError, one_line
+from mergekit_select.findings import UnusableModelError, some
 from mergekit_select.inputs.checkpoint import Checkpoint, StoredTensor, stored_tensor
 from mergekit_select.inputs.files import INDEXES, TOKENIZER_FILES, read_json
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_select import kinds
-from mergekit_select.errors import UnreadableError, UnusableModelError
+from mergekit_select.errors import UnreadableError
+from mergekit_select.findings import UnusableModelError
 from mergekit_select.inputs.checkpoint import Checkpoint, StoredTensor, read_shard
 from mergekit_select.inputs.files import read_json
 

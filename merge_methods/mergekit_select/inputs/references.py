@@ -53,13 +53,6 @@ def donor(config: MergeConfiguration) -> ModelReference | None:
     return config.base_model or (merged[0] if len(merged) == 1 else None)
 
 
-def possible_donors(config: MergeConfiguration) -> list[ModelReference]:
-    """Return the models that may give config and tokenizer to the output, in the recipe's order."""
-    known = donor(config)
-    merged = set(config.referenced_models())
-    return [known] if known else [*dict.fromkeys(model for _, model in references(config) if model in merged)]
-
-
 def relocated(config: MergeConfiguration, locations: Mapping[str, str]) -> MergeConfiguration:
     """Return a copy of a recipe whose models lie elsewhere.
 

@@ -22,7 +22,7 @@ from mergekit_select.methods import OWN, RESAMPLING
 from mergekit_select.planner.engine import Engine, opened
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.selection import Drawn, drawn
-from mergekit_select.weights import slots
+from mergekit_select.selection.slots import slots
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

@@ -66,22 +66,22 @@ class Tally:
     @property
     def unchanged_shares(self) -> tuple[float | None, ...]:
         """Share of each sub-model's parameters that have the base's bits; None where nothing was compared."""
-        return tuple(map(share, self.unchanged, self.compared))
+        return tuple(map(ratio, self.unchanged, self.compared))
 
     @property
     def unchanged_share(self) -> float | None:
         """The same over all sub-models."""
-        return share(sum(self.unchanged), sum(self.compared))
+        return ratio(sum(self.unchanged), sum(self.compared))
 
     @property
     def unchanged_all_share(self) -> float | None:
         """Share of the parameters that have the base's bits in every sub-model: nothing can replace them."""
-        return share(self.unchanged_all, self.compared_all)
+        return ratio(self.unchanged_all, self.compared_all)
 
     @property
     def agreement(self) -> tuple[float | None, ...]:
         """Share of parameters with equal bits, per pair of sub-models."""
-        return tuple(map(share, self.pairs_agreeing, self.pairs_held))
+        return tuple(map(ratio, self.pairs_agreeing, self.pairs_held))
 
     @property
     def norms(self) -> tuple[float | None, ...]:
@@ -109,10 +109,10 @@ class Tally:
 
     def drawn_share(self, count: float) -> float | None:
         """Return a count as a share of the parameters drawn; None where none were."""
-        return share(count, self.drawn)
+        return ratio(count, self.drawn)
 
 
-def share(count: float, whole: float) -> float | None:
+def ratio(count: float, whole: float) -> float | None:
     """Return count / whole; None where there is no whole."""
     return count / whole if whole else None
 

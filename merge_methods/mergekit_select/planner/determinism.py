@@ -45,7 +45,7 @@ _RANDOM_MASKS = (SparsificationMethod.random, SparsificationMethod.della_magprun
 
 
 def determinism(method_name: str) -> Determinism:
-    """Tell what is known of a merge method by name; a third-party method is unknown."""
+    """Return what is known of a merge method by its name; a third-party method is unknown."""
     if method_name in _EXACT:
         return Determinism.EXACT
     if method_name in _RANDOM:

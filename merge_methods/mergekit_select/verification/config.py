@@ -34,7 +34,7 @@ _ABSENT = object()
 
 
 def config_problems(path: Path, possible: Iterable[PretrainedConfig]) -> Findings:
-    """Compare a config.json with those that the recipe may give; tell the differences from the nearest.
+    """Compare a config.json with those that the recipe may give; return the differences from the nearest.
 
     Args:
         path: The output's.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import reference
 from mergekit_select.errors import ParameterError
-from mergekit_select.weights import slots, thresholds
+from mergekit_select.selection.slots import slots, thresholds
 
 WEIGHTS = st.lists(
     st.one_of(

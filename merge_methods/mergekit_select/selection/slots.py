@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
-from mergekit_select.draws import BITS
 from mergekit_select.errors import ParameterError
+from mergekit_select.selection.draws import BITS
 
 MOST_SUB_MODELS = 1024
 MOST_SLOTS = (1 << BITS) - 1

@@ -7,52 +7,45 @@ from dataclasses import dataclass
 
 import torch
 
-from mergekit_select.draws import BITS, stream_key
 from mergekit_select.errors import ParameterError, TensorError, UnsupportedDtypeError
-from mergekit_select.weights import slots, thresholds
-
-HALF = 1 << (BITS - 1)  # draws are kept minus this, to fit int16
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from mergekit_select.selection.draws import stream_key
+from mergekit_select.selection.slots import slots, thresholds
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A merge of one tensor; shared by all threads.
+class Selection:
+    """A merge of one tensor, or of a run of its elements.
 
     Attributes:
-        like: The first sub-model's tensor, for shape, dtype and device.
-        tensors: Integer views of the sub-models that can be drawn.
+        tensors: Those of the sub-models that can be drawn, without autograd history.
         positions: Their positions among all sub-models given.
-        base: Integer view of the base, if there is one.
-        element: Integer dtype of the elements.
-        lane: Integer dtype of draws and masks.
-        slots: Of the sub-models that can be drawn; see ``weights.slots``.
-        thresholds: See ``weights.thresholds``.
+        base: The base's tensor, if there is one.
+        slots: Of the sub-models that can be drawn; see ``slots.slots``.
+        thresholds: See ``slots.thresholds``.
         rounds: The most redraws; None for until the value differs.
         keys: The draws' key in each round.
+        origin: Row-major index of the tensors' first element in the tensor whose draws these are.
     """
 
-    like: torch.Tensor
     tensors: tuple[torch.Tensor, ...]
     positions: tuple[int, ...]
     base: torch.Tensor | None
-    element: torch.dtype
-    lane: torch.dtype
     slots: tuple[int, ...]
     thresholds: tuple[int, ...]
     rounds: int | None
     keys: tuple[int, ...]
+    origin: int = 0
 
 
-def make_plan(
+def make_selection(
     tensors: Sequence[torch.Tensor],
     base: torch.Tensor | None,
     weights: Sequence[float] | None,
     rounds: int | None,
     seed: int,
     name: str,
-) -> Plan:
-    """Check what ``selection.select`` and ``selection.resample`` are given, and decide all that does not take looking.
+) -> Selection:
+    """Check what ``select`` and ``resample`` are given, and decide all that does not take looking.
 
     Raises:
         MergekitSelectError: As they say.
@@ -67,23 +60,20 @@ def make_plan(
     drawable = tuple(counts[k] for k in positions)
     if rounds is not None and rounds >= len(drawable) - 1:
         rounds = None  # drawing all of them, one by one, has the law of drawing among those that differ
-    like = tensors[0]
-    element = _INTEGERS[like.element_size()]
-    # Draws and sums of slots need 16 bits, large sums 17. Where elements have as many, masks of the elements' own width
-    # spare a conversion per sub-model.
-    sums = torch.int16 if sum(drawable) < HALF else torch.int32
-    return Plan(
-        like=like,
-        tensors=tuple(tensors[k].detach().view(element) for k in positions),
+    return Selection(
+        tensors=tuple(_plain(tensors[k]) for k in positions),
         positions=positions,
-        base=None if base is None else base.detach().view(element),
-        element=element,
-        lane=max(element, sums, key=lambda dtype: dtype.itemsize),
+        base=None if base is None else _plain(base),
         slots=drawable,
         thresholds=thresholds(drawable),
         rounds=rounds,
         keys=tuple(stream_key(seed, name, r) for r in range(1 + (rounds or 0))),
     )
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor without autograd history, its memory holding the bits that it stands for."""
+    return tensor.detach().resolve_neg()
 
 
 def _require_alike(inputs: Sequence[torch.Tensor], count: int) -> None:

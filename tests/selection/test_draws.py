@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from mergekit_select import draw, draws
-from mergekit_select.draws import DrawStream, stream_key
+from mergekit_select import draw
 from mergekit_select.errors import ParameterError
+from mergekit_select.selection.draws import stream_key
 
 SEEDS = st.integers(0, 2**63 - 1)
 NAMES = st.text(max_size=40)
@@ -61,21 +61,11 @@ def test_draws_are_those_of_the_reference(seed, name, draw_round, start, count):
 @given(st.integers(0, 2**45), st.lists(st.integers(0, 40), min_size=1, max_size=8))
 def test_draws_do_not_depend_on_the_cuts(start, lengths):
     whole = draw(start, start + sum(lengths), name="x")
-    stream, pieces = DrawStream(max(lengths)), []
+    pieces = []
     for length in lengths:
-        pieces.append(stream.read(stream_key(0, "x"), start, start + length).to(torch.int32) + 2**15)
+        pieces.append(draw(start, start + length, name="x"))
         start += length
     assert torch.equal(torch.cat(pieces), whole)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**70), st.integers(0, 12))
-def test_an_accelerator_computes_what_a_processor_does(key, first, count):
-    """Its code, run on the processor; the test below runs it where it is meant to run."""
-    multiples = torch.arange(count) * draws._as_int64(draws._GAMMA)
-    words, shifted = torch.empty_like(multiples), torch.empty_like(multiples)
-    draws._generate_on_accelerator(key + (first + 1) * draws._GAMMA, multiples, words, shifted)
-    assert [word % 2**64 for word in words.tolist()] == [reference.splitmix64(key, first + n) for n in range(count)]
 
 
 def test_names_that_no_encoding_should_meet_still_have_draws():
@@ -129,7 +119,7 @@ def test_draws_are_uncorrelated_across_tensors_seeds_and_rounds(other):
 
 
 def test_a_big_endian_machine_is_refused():
-    code = "import sys; sys.byteorder = 'big'; import mergekit_select.draws"
+    code = "import sys; sys.byteorder = 'big'; import mergekit_select.selection.draws"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "and this machine is big-endian: its merges would have other bits" in done.stderr

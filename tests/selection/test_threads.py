@@ -1,0 +1,299 @@
+"""How a merge uses the machine: threads, forks, interrupts, huge pages, which kernel. No bit depends on any of it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from selection_inputs import DTYPES, inputs, same
+
+from mergekit_select import resample, select
+from mergekit_select.errors import ParameterError
+from mergekit_select.selection import kernel_c, kernel_name, limits
+from mergekit_select.selection.limits import LIMITS, Limits, new_tensor
+from mergekit_select.selection.merge import merge
+from mergekit_select.selection.plan import make_selection
+
+compiled = pytest.mark.skipif(kernel_c.library() is None, reason="the kernel was not compiled here")
+SHARED = Limits(shared_bytes=1, part_bytes=4096)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def plan(size=100_000, dtype=torch.bfloat16, rounds=1):
+    tensors, base = inputs(3, (size,), dtype)
+    return make_selection(tensors, base, None, rounds, 0, "")
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rounds", [None, 1])
+def test_threads_and_parts_change_no_bit(dtype, rounds, threads):
+    selection = plan(70_001, dtype, rounds)
+    threads(1)
+    expected = merge(selection)
+    for number, part in [(1, 64), (2, 4096), (3, 1 << 14), (2, 1 << 20), (5, 24)]:
+        threads(number)
+        assert same(merge(selection, Limits(shared_bytes=1, part_bytes=part)), expected)
+        assert torch.get_num_threads() == number
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("number", "size", "pools"), [(1, 1 << 22, 0), (2, 1 << 19, 0), (2, 1 << 22, 1), (5, 1 << 22, 4)]
+)
+def test_only_large_results_and_as_many_threads_as_torch_has(number, size, pools, threads, monkeypatch):
+    asked = []
+    monkeypatch.setattr(kernel_c, "_pool", lambda count: asked.append(count) or _Refusing())
+    threads(number)
+    select([torch.zeros(size, dtype=torch.float8_e5m2)] * 2)
+    assert asked == ([pools] if pools else [])
+
+
+class _Refusing:
+    """A pool that has no thread to give, as when the interpreter is ending."""
+
+    def submit(self, _work):
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+
+class _Idle:
+    """A pool whose threads never begin, as on a machine that is busy with something else."""
+
+    def __init__(self):
+        self.futures = []
+
+    def submit(self, _work):
+        from concurrent.futures import Future
+
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+@compiled
+@pytest.mark.parametrize("pool", [_Refusing, _Idle])
+def test_a_merge_does_not_wait_for_threads_that_do_not_begin(pool, threads, monkeypatch):
+    selection = plan()
+    threads(1)
+    expected = merge(selection)
+    threads(2)
+    monkeypatch.setattr(kernel_c, "_pool", lambda _count: pool())
+    assert same(merge(selection, SHARED), expected)
+
+
+@compiled
+def test_many_threads_may_merge_at_once(threads):
+    threads(3)
+    selection = plan()
+    expected = merge(selection)
+    found = []
+    callers = [threading.Thread(target=lambda: found.append(merge(selection, SHARED))) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 8
+    assert all(same(merged, expected) for merged in found)
+
+
+@compiled
+def test_what_the_kernel_is_told_lives_as_long_as_it_is_needed():
+    """Strides and copies of strided tensors that only ctypes points to."""
+    tensors = [torch.arange(64.0).view(8, 8).t()[:, ::2] + 0 for _ in range(4)]
+    strided = [torch.arange(64.0).view(8, 8).t()[:, ::2] for _ in range(4)]
+    described, kept = kernel_c._describe(make_selection(strided, strided[0], None, None, 0, ""), strided[0])
+    gc.collect()
+    churn = [torch.full((8,), -1, dtype=torch.int64) for _ in range(100)]
+    out = torch.empty(8, 4)
+    kernel_c.library().mergekit_select_merge(ctypes.byref(described), 4, 0, 32, out.data_ptr())
+    assert same(out, resample(tensors, tensors[0]))
+    assert len(kept) == 5
+    assert len(churn) == 100
+
+
+def _python(code: str, **variables: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join(sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+_FORKS = """
+import hashlib, multiprocessing, sys, torch
+from mergekit_select import select
+torch.set_num_threads(2)
+tensors = [torch.arange(3 << 20, dtype=torch.float32) + k / 8 for k in range(3)]
+def merged(_=None):
+    # No operation of torch's: those hang in a fork of a process whose torch has used threads.
+    return hashlib.sha256(select(tensors).numpy()).hexdigest()
+if __name__ == "__main__":
+    here = merged()
+    context = multiprocessing.get_context(sys.argv[1])
+    with context.Pool(2) as pool:
+        there = pool.map(merged, range(3), chunksize=1)
+    print(there == [here] * 3)
+"""
+
+
+@compiled
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_children_merge_after_their_parent_has(method, tmp_path):
+    file = tmp_path / "forks.py"
+    file.write_text(_FORKS)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", file, method],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+_INTERRUPTED = """
+import torch
+from mergekit_select import resample
+torch.set_num_threads(2)
+tensors = [torch.zeros(1 << 25, dtype=torch.bfloat16) for _ in range(3)]
+expected = resample(tensors, tensors[0])
+print("ready", flush=True)
+try:
+    while True:
+        resample(tensors, tensors[0])
+except KeyboardInterrupt:
+    pass
+assert torch.equal(resample(tensors, tensors[0]), expected)
+print("again", flush=True)
+"""
+
+
+@compiled
+def test_an_interrupt_ends_a_merge_and_the_next_one_works():
+    process = _python(_INTERRUPTED)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert (said, process.returncode) == ("again\n", 0), errors
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="only Linux has huge pages to ask for")
+def test_huge_pages_are_asked_for_large_results_alone(taken, monkeypatch):
+    asked = []
+
+    class Libc:
+        def madvise(self, address, length, advice):
+            asked.append((address.value, length.value, advice))
+            return ctypes.CDLL(None).madvise(address, length, advice) if taken else -1
+
+    monkeypatch.setattr(limits, "_libc", Libc)
+    size = LIMITS.huge_pages_bytes
+    large = torch.zeros(size, dtype=torch.float8_e5m2)
+    result = select([large])
+    assert same(result, large)
+    page, start = mmap.PAGESIZE, result.data_ptr()
+    assert asked == [(-(-start // page) * page, size - -start % page, mmap.MADV_HUGEPAGE)]
+    select([large[1:]])
+    assert len(asked) == 1
+
+
+def test_systems_without_huge_pages_are_not_asked(monkeypatch):
+    monkeypatch.setattr(limits, "_libc", None)
+    monkeypatch.delattr(limits.mmap, "MADV_HUGEPAGE", raising=False)
+    like = torch.zeros(10)
+    assert new_tensor(like, Limits(huge_pages_bytes=1)).shape == like.shape
+
+
+@pytest.mark.parametrize("sub_models", [1, 16, 17, 1024])
+def test_chunks_of_torch_operations_become_smaller_with_many_sub_models(sub_models):
+    for device in ("cpu", "cuda"):
+        chunk = LIMITS.chunk_of(torch.device(device), sub_models)
+        assert chunk >= 1 << 14
+        assert chunk * sub_models <= LIMITS.masks
+
+
+# ---- which kernel
+
+
+@pytest.mark.parametrize("name", ["torch", pytest.param("c", marks=compiled)])
+def test_the_environment_chooses_the_kernel(name, monkeypatch):
+    monkeypatch.setenv("MERGEKIT_SELECT_KERNEL", name)
+    assert kernel_name() == name
+
+
+def test_an_unknown_kernel_is_refused(monkeypatch):
+    monkeypatch.setenv("MERGEKIT_SELECT_KERNEL", "cuda")
+    with pytest.raises(ParameterError) as raised:
+        select([torch.zeros(1)])
+    message = "MERGEKIT_SELECT_KERNEL must be c or torch, got 'cuda'; leave it unset to use the faster one"
+    assert str(raised.value) == message
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A folder where the library is looked for, with nothing found so far."""
+    monkeypatch.setattr(kernel_c, "LIBRARY", tmp_path / kernel_c.LIBRARY.name)
+    kernel_c.library.cache_clear()
+    yield kernel_c.LIBRARY
+    kernel_c.library.cache_clear()
+
+
+def test_without_a_library_torch_merges(installed, monkeypatch):
+    monkeypatch.delenv("MERGEKIT_SELECT_KERNEL", raising=False)
+    assert kernel_name() == "torch"
+    assert same(select([torch.ones(3)]), torch.ones(3))
+
+
+def test_without_a_library_the_compiled_kernel_cannot_be_asked_for(installed, monkeypatch):
+    monkeypatch.setenv("MERGEKIT_SELECT_KERNEL", "c")
+    with pytest.raises(ParameterError) as raised:
+        select([torch.zeros(1)])
+    message = (
+        f"MERGEKIT_SELECT_KERNEL is c, but this installation has no compiled kernel in {installed}; install the "
+        f"package again where there is a C compiler, or unset the variable"
+    )
+    assert str(raised.value) == message
+
+
+def test_a_library_that_cannot_be_loaded_is_named_and_torch_merges(installed, monkeypatch):
+    monkeypatch.delenv("MERGEKIT_SELECT_KERNEL", raising=False)
+    installed.write_bytes(b"not a library")
+    with pytest.warns(UserWarning, match="cannot be used, and torch's operations merge instead: "):
+        assert kernel_name() == "torch"
+
+
+@compiled
+def test_a_library_of_another_source_is_named_and_torch_merges(tmp_path, monkeypatch):
+    monkeypatch.delenv("MERGEKIT_SELECT_KERNEL", raising=False)
+    monkeypatch.setattr(kernel_c, "_HERE", tmp_path)
+    (tmp_path / "kernel.c").write_text("int changed;")
+    kernel_c.library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="was built from another kernel.c than the one beside it"):
+            assert kernel_name() == "torch"
+    finally:
+        kernel_c.library.cache_clear()
