@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, Hub, serving
+from hub_server import Hub, serving
 from huggingface_hub import constants
 
 
@@ -35,15 +35,3 @@ def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
         monkeypatch.setattr(constants, name, value)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return hub
-
-
-def environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, str]:
-    """The environment of a user whose hub this is, for a process of their own."""
-    return {
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        **({"HF_TOKEN": token} if token else {}),
-    }

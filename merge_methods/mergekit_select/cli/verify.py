@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergekit_select.cli._errors import NO, UNREADABLE, YES, one_line_errors
-from mergekit_select.cli._options import apply_threads, replay_options, report_options, strict_option
+from mergekit_select.cli._options import apply_threads, map_option, replay_options, report_options, strict_option
 from mergekit_select.cli._output import bar, print_report
 
 if TYPE_CHECKING:
@@ -20,28 +20,10 @@ Examples:
 """
 
 
-def _parse_maps(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    result: dict[str, str] = {}
-    for value in values:
-        old, separator, new = value.partition("=")
-        if not (old and separator and new):
-            raise click.BadParameter(f"must be OLD=NEW, got {value!r}")
-        if result.setdefault(old, new) != new:
-            raise click.BadParameter(f"maps {old!r} twice, to {result[old]!r} and {new!r}")
-    return result
-
-
 @click.command("verify", epilog=_EXAMPLES)
 @click.argument("out", type=click.Path(readable=False))
 @click.option("--recipe", type=click.Path(readable=False), help="Recipe, instead of OUT/mergekit_config.yml")
-@click.option(
-    "--map",
-    "locations",
-    multiple=True,
-    metavar="OLD=NEW",
-    callback=_parse_maps,
-    help="A model, or a folder of models, that the recipe calls OLD lies at NEW; repeatable",
-)
+@map_option
 @report_options
 @strict_option
 @replay_options

@@ -1,0 +1,11 @@
+"""From what, exactly? Locks and records of merges, what reproduces them, and what publishes them.
+
+The formats are in-toto's and SLSA's (``statement``); docs/provenance.md describes every field.
+"""
+
+from mergekit_select.inputs.digests import Digests, default_store
+from mergekit_select.inputs.recipe import read_text
+from mergekit_select.provenance.locking import lock
+from mergekit_select.provenance.recording import record
+
+__all__ = ["Digests", "default_store", "lock", "read_text", "record"]
