@@ -16,6 +16,7 @@ RESAMPLING = "parameter_selection_resampling"
 OURS = ["parameter_selection", RESAMPLING, *(f"{RESAMPLING}, rounds {rounds}" for rounds in (1, 2, 3))]
 MERGEKITS = ["linear", "task_arithmetic", "dare_linear", "dare_ties", "ties"]
 FLOOR = "benchmark_floor"
+LIMITS = ["copy of one tensor", "all read, one written"]
 
 
 class Finished(NamedTuple):
@@ -58,28 +59,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_every_contestant_ran_in_the_first_case(finished):
     first = finished.kernel["cases"][0]
     names = [timing["contestant"] for timing in first["timings"]]
-    assert sorted(names) == sorted(["copy of one tensor", *OURS, *MERGEKITS, "naive torch"])
+    assert sorted(names) == sorted([*LIMITS, *OURS, *MERGEKITS, "naive torch"])
     assert first["skipped"] == {}
 
 
 def test_every_timing_is_complete(finished):
     for case in finished.kernel["cases"]:
         by_name = {timing["contestant"]: timing for timing in case["timings"]}
-        linear, copy = (by_name[name]["seconds"]["median"] for name in ("linear", "copy of one tensor"))
+        linear, copy, memory = (by_name[name]["seconds"]["median"] for name in ("linear", *LIMITS))
         for timing in by_name.values():
             seconds = timing["seconds"]
             assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"]
             assert seconds["runs"] == len(timing["all_seconds"]) == 2
             assert timing["times_as_fast_as_linear"] == linear / seconds["median"]
             assert timing["times_a_copy"] == seconds["median"] / copy
+            assert timing["times_memory"] == seconds["median"] / memory
             assert timing["elements_per_second"] == case["case"]["elements"] / seconds["median"]
 
 
-def test_beside_a_busy_process_ours_run_and_linear(finished):
-    busy = [case for case in finished.kernel["cases"] if case["case"]["busy"]]
-    assert len(busy) == 1
-    assert {timing["contestant"] for timing in busy[0]["timings"]} == {"copy of one tensor", "linear", *OURS}
-    assert set(busy[0]["skipped"]) == {*MERGEKITS, "naive torch"} - {"linear"}
+def test_after_the_first_case_ours_run_beside_linear_and_the_limits(finished):
+    later = finished.kernel["cases"][1:]
+    assert [case["case"]["busy"] for case in later] == [True, False]
+    for case in later:
+        assert {timing["contestant"] for timing in case["timings"]} == {*LIMITS, "linear", *OURS}
+        assert set(case["skipped"]) == {*MERGEKITS, "naive torch"} - {"linear"}
 
 
 def test_peak_memory_is_in_the_results(finished):
@@ -96,7 +99,7 @@ def test_peak_memory_is_measured():
     copy, naive, resampling = (int(end(process)) for process in processes)
     assert abs(copy) < tensor / 4
     assert naive > 4 * tensor  # it stacks the four sub-models
-    assert tensor / 4 < resampling < 64 << 20  # the budget of our methods
+    assert abs(resampling) < tensor / 4  # a block of 256 elements is merged on the stack
 
 
 def test_whole_processes_are_measured_against_the_floor(finished):
@@ -123,10 +126,15 @@ def test_tables(finished):
     for name in [*OURS, *MERGEKITS, "naive torch"]:
         assert f"| {name} |" in kernel
     assert f"| {RESAMPLING} |" in processes
-    rows = budgets.splitlines()[2:]
-    assert len(rows) == 7
-    # the tiny run has no case of one thread, and no whole process of selection
-    assert [row.endswith("| not measured yet |") for row in rows] == [False, False, False, False, True, False, True]
+    assert "| 64 Ki, bfloat16 |" in kernel
+    assert "| 4 Ki, float32 |" in kernel
+    missing = [row.split("|")[1].strip() for row in budgets.splitlines() if row.endswith("| not measured yet |")]
+    assert missing == [
+        "against `linear` from 256 Ki to 4 Mi elements: the slowest case",
+        "fp32, 32 Mi elements, against `linear`",
+        "each round of resampling against a pass until it differs, the costliest for K of 4, 8, 16",
+        "whole `mergekit-yaml` process, wall, against the floor",  # of selection
+    ]
 
 
 def test_budgets_without_results_are_not_measured(tmp_path):

@@ -8,9 +8,9 @@ import mmap
 
 import torch
 
-import reference
 from mergekit_select.bits import integers
 from mergekit_select.selection import kernel_c, kernel_torch
+from tests import reference
 
 KERNELS = {"c": kernel_c, "torch": kernel_torch}
 SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

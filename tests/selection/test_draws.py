@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
 from mergekit_select import draw
 from mergekit_select.errors import ParameterError
 from mergekit_select.selection.draws import stream_key
+from tests import reference
 
 SEEDS = st.integers(0, 2**63 - 1)
 NAMES = st.text(max_size=40)

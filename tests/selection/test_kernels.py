@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_inputs import DTYPES, KERNELS, bits, expected, guarded, inputs, random_bits, same
 
-import reference
 from mergekit_select.selection import kernel_c, kernel_name
 from mergekit_select.selection.limits import Limits
 from mergekit_select.selection.merge import merge, trace
 from mergekit_select.selection.plan import make_selection
+from tests import reference
+from tests.selection import random_configurations
+from tests.selection.selection_inputs import DTYPES, KERNELS, bits, expected, guarded, inputs, random_bits, same
 
 BLOCK = 256  # of kernel.c
 WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(0.001, 10), st.integers(1, 3)), min_size=1, max_size=6).filter(any)
@@ -69,6 +70,12 @@ def test_results_and_origins_are_those_of_the_reference(which, weights, dtype, w
     assert [origin.start for origin in origins] == list(range(0, n, chunk))
     assert [k for origin in origins for k in origin.first.tolist()] == first
     assert [k for origin in origins for k in origin.chosen.tolist()] == left
+
+
+@compiled
+@pytest.mark.parametrize("case", range(100))
+def test_kernels_and_reference_agree_on_random_configurations(case):
+    random_configurations.check(case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -175,16 +182,7 @@ def test_a_tensor_that_stands_for_its_negative_is_read_as_what_it_stands_for(ker
 def test_a_run_far_into_a_tensor_has_the_draws_of_its_place(kernel, origin, rounds):
     tensors, base = inputs(3, (BLOCK + 9,), torch.bfloat16, distinct=2)
     found = merge(replace(selection(tensors, base, rounds=rounds), origin=origin), kernel=kernel)
-    counts, everyone = [1, 1, 1], {0, 1, 2}
-    values, zero = [bits(t).tolist() for t in tensors], bits(base).tolist()
-    for d, value in enumerate(bits(found).tolist()):
-        u, left = reference.draw(0, "", 0, origin + d), everyone
-        if rounds is None:
-            left = {k for k in everyone if values[k][d] != zero[d]}
-        k = reference.choose(u, counts, left) if left else None
-        if rounds and values[k][d] == zero[d]:
-            k = reference.choose(reference.draw(0, "", 1, origin + d), counts, everyone - {k})
-        assert value == (zero[d] if k is None else values[k][d])
+    assert bits(found).tolist() == expected(tensors, base, rounds=rounds, start=origin)[0]
 
 
 @compiled
@@ -194,7 +192,7 @@ def test_elements_beyond_2_to_the_32_are_found():
     start, count = 2**32 + 2**16 - 100, 200
     out = torch.empty(count, dtype=torch.bfloat16)
     described, _kept = kernel_c._describe(selection(rows), rows[0])
-    kernel_c.library().mergekit_select_merge(ctypes.byref(described), 2, start, start + count, out.data_ptr())
+    kernel_c.function(2)(ctypes.byref(described), start, start + count, out.data_ptr())
     for d, value in enumerate(bits(out).tolist(), start):
         k = reference.choose(reference.draw(0, "", 0, d), [1, 1, 1], {0, 1, 2})
         assert value == bits(rows[k][0])[d % 2**16].item()
@@ -231,7 +229,7 @@ def test_a_guarded_page_is_guarded():
     """Or the test above could not fail."""
     code = """
 import ctypes, sys, torch
-from selection_inputs import guarded
+from tests.selection.selection_inputs import guarded
 tensor = guarded(torch.zeros(8), sys.argv[1] == "after")
 ctypes.string_at(tensor.data_ptr() + (32 if sys.argv[1] == "after" else -1), 1)
 """
@@ -242,9 +240,3 @@ ctypes.string_at(tensor.data_ptr() + (32 if sys.argv[1] == "after" else -1), 1)
             capture_output=True,
         )
         assert done.returncode < 0
-
-
-@compiled
-def test_an_unknown_width_is_refused():
-    described, _kept = kernel_c._describe(selection([torch.zeros(1)]), torch.zeros(1))
-    assert kernel_c.library().mergekit_select_merge(ctypes.byref(described), 3, 0, 1, torch.zeros(1).data_ptr()) == -1

@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from selection_inputs import DTYPES, bits, inputs, random_bits, same
 
 from mergekit_select import drawn, resample, select
 from mergekit_select.errors import ParameterError, TensorError, UnsupportedDtypeError
+from tests.selection.selection_inputs import DTYPES, bits, inputs, random_bits, same
 
 SIZE = 3 << 17  # several chunks, several threads
 

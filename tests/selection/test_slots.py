@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-import reference
 from mergekit_select.errors import ParameterError
 from mergekit_select.selection.slots import slots, thresholds
+from tests import reference
 
 WEIGHTS = st.lists(
     st.one_of(

@@ -26,7 +26,7 @@ class Limits:
         masks: The most elements of a chunk's masks and positions, of all sub-models together.
     """
 
-    shared_bytes: int = 1 << 21
+    shared_bytes: int = 1 << 22
     part_bytes: int = 1 << 19
     huge_pages_bytes: int = 1 << 25
     chunk: int = 1 << 16
