@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, serving
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
+
+from tests.provenance.hub_server import Hub, serving
 
 
 @pytest.fixture
@@ -33,5 +34,6 @@ def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # that of huggingface_hub's functions
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return hub

@@ -26,10 +26,20 @@ _LFS = (".safetensors", ".bin", ".model", ".png")
 _DATE = "2026-01-01T00:00:00.000Z"
 
 
+Query = dict[str, list[str]]
+
+
 class Answer(NamedTuple):
     status: int = 200
     body: Any = b""
     headers: dict[str, str] = {}  # noqa: RUF012  # never changed
+
+
+class Asked(NamedTuple):
+    method: str
+    query: Query
+    body: bytes
+    token: str | None
 
 
 @dataclass
@@ -86,12 +96,14 @@ class Hub(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def add(self, name: str, folder: Path | dict[str, bytes], licence: str | None = "apache-2.0", **flags: bool) -> str:
+    def add(
+        self, name: str, folder: Path | dict[str, bytes], licence: str | None = "apache-2.0", gated: bool = False
+    ) -> str:
         """Commit a folder's files to a repository's main branch; return the commit."""
         files = {p.name: p.read_bytes() for p in folder.iterdir()} if isinstance(folder, Path) else dict(folder)
         if licence is not None:
             files["README.md"] = f"---\nlicense: {licence}\n---\n# {name}\n".encode()
-        repository = self.repositories.setdefault(name, Repository(**flags))
+        repository = self.repositories.setdefault(name, Repository(gated=gated))
         self.large.update({hashlib.sha256(content).hexdigest(): content for content in files.values()})
         return repository.commit(files)
 
@@ -116,7 +128,7 @@ class Hub(ThreadingHTTPServer):
 
     # --- what it answers ---
 
-    def answer(self, method: str, path: str, query: dict[str, list[str]], body: bytes, token: str | None) -> Answer:
+    def answer(self, method: str, path: str, query: Query, body: bytes, token: str | None) -> Answer:
         if path == "/api/validate-yaml":
             return _validate(json.loads(body)["content"])
         if path == "/api/whoami-v2":
@@ -141,7 +153,7 @@ class Hub(ThreadingHTTPServer):
             repository = self.repositories.get(match["repo"])
             if repository is None or (repository.private and token not in self.readers):
                 return _missing("RepoNotFound", 401 if token is None else 404)
-            return serve(self, method, repository, match, query, body, token)
+            return serve(self, repository, match, Asked(method, query, body, token))
         return Answer(404, {"error": f"no such route {path}"})
 
     def _large(self, method: str, digest: str, body: bytes) -> Answer:
@@ -152,7 +164,7 @@ class Hub(ThreadingHTTPServer):
             return Answer()
         return Answer(200, self.large[digest])
 
-    def _info(self, method, repository, match, query, body, token) -> Answer:
+    def _info(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
         sha = repository.at(unquote(match["revision"] or "main"))
         if sha is None:
             return _missing("RevisionNotFound")
@@ -172,26 +184,26 @@ class Hub(ThreadingHTTPServer):
             },
         )
 
-    def _tree(self, method, repository, match, query, body, token) -> Answer:
+    def _tree(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
         sha = repository.at(unquote(match["revision"]))
         if sha is None:
             return _missing("RevisionNotFound")
         wanted = sorted(repository.commits[sha])
         if match["kind"] == "paths-info":
-            fields = json.loads(body) if body[:1] == b"{" else parse_qs(body.decode())
+            fields = json.loads(asked.body) if asked.body[:1] == b"{" else parse_qs(asked.body.decode())
             wanted = [name for name in wanted if name in fields["paths"]]
-        size, page = 3, int(query.get("cursor", ["0"])[0])  # small pages, so that paging is always exercised
+        size, page = 3, int(asked.query.get("cursor", ["0"])[0])  # small pages, so that paging is always exercised
         entries = [_entry(name, repository.commits[sha][name]) for name in wanted]
         if match["kind"] == "paths-info" or len(entries) <= size * (page + 1):
             return Answer(200, entries[size * page :] if match["kind"] == "tree" else entries)
         link = f'<{self.url}{match[0]}?recursive=True&cursor={page + 1}>; rel="next"'
         return Answer(200, entries[size * page : size * (page + 1)], {"Link": link})
 
-    def _resolve(self, method, repository, match, query, body, token) -> Answer:
+    def _resolve(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
         sha = repository.at(unquote(match["revision"]))
         if sha is None:
             return _missing("RevisionNotFound")
-        if repository.gated and token not in self.readers:
+        if repository.gated and asked.token not in self.readers:
             return _missing("GatedRepo", 403)
         content = repository.commits[sha].get(unquote(match["file"]))
         if content is None:
@@ -203,11 +215,11 @@ class Hub(ThreadingHTTPServer):
         elsewhere = self.url.replace("127.0.0.1", "localhost")  # another host, as a hub's store of large files is
         return Answer(302, b"", {**headers, "Location": f"{elsewhere}/cdn/{digest}"})
 
-    def _access(self, method, repository, match, query, body, token) -> Answer:
-        allowed = token in self.readers or not repository.gated
+    def _access(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
+        allowed = asked.token in self.readers or not repository.gated
         return Answer(200, {}) if allowed else _missing("GatedRepo", 403)
 
-    def _preupload(self, method, repository, match, query, body, token) -> Answer:
+    def _preupload(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
         sha = repository.at(unquote(match["revision"]))
         if sha is None:
             return _missing("RevisionNotFound")
@@ -219,11 +231,11 @@ class Hub(ThreadingHTTPServer):
                 "shouldIgnore": False,
                 "oid": _entry(file["path"], held[file["path"]])["oid"] if file["path"] in held else None,
             }
-            for file in json.loads(body)["files"]
+            for file in json.loads(asked.body)["files"]
         ]
         return Answer(200, {"files": files})
 
-    def _batch(self, method, repository, match, query, body, token) -> Answer:
+    def _batch(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
         objects = [
             {
                 **file,
@@ -231,18 +243,18 @@ class Hub(ThreadingHTTPServer):
                 if file["oid"] in self.large
                 else {"upload": {"href": f"{self.url}/cdn/{file['oid']}", "header": {}}},
             }
-            for file in json.loads(body)["objects"]
+            for file in json.loads(asked.body)["objects"]
         ]
         return Answer(200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
 
-    def _commit(self, method, repository, match, query, body, token) -> Answer:
-        if token not in self.readers:
+    def _commit(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
+        if asked.token not in self.readers:
             return Answer(403, {"error": "read only"})
         ref = unquote(match["revision"])
         if ref not in repository.refs:
             return _missing("RevisionNotFound")
         files = dict(repository.commits[repository.refs[ref]])
-        for line in body.splitlines():
+        for line in asked.body.splitlines():
             item = json.loads(line)
             value = item["value"]
             if item["key"] == "file":
@@ -254,14 +266,14 @@ class Hub(ThreadingHTTPServer):
         sha = repository.commit(files, ref)
         return Answer(200, {"success": True, "commitOid": sha, "commitUrl": f"{self.url}/{match['repo']}/commit/{sha}"})
 
-    def _discussions(self, method, repository, match, query, body, token) -> Answer:
+    def _discussions(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
         pulls = repository.pulls
-        if match["number"] is None and method == "GET":
+        if match["number"] is None and asked.method == "GET":
             return Answer(200, {"count": len(pulls), "start": 0, "discussions": [*pulls.values()]})
-        if token not in self.readers:
+        if asked.token not in self.readers:
             return Answer(403, {"error": "read only"})
         if match["number"] is None:
-            number, wanted = len(pulls) + 1, json.loads(body)
+            number, wanted = len(pulls) + 1, json.loads(asked.body)
             pulls[number] = {
                 "num": number,
                 "title": wanted["title"],
@@ -278,7 +290,7 @@ class Hub(ThreadingHTTPServer):
             return Answer(200, pulls[number])
         pull = pulls[int(match["number"])]
         if match["action"] == "status":
-            pull["status"] = json.loads(body)["status"]
+            pull["status"] = json.loads(asked.body)["status"]
             event = {"id": "1", "type": "status-change", "createdAt": _DATE, "data": {"status": pull["status"]}}
             return Answer(200, {"newStatus": event})
         if match["action"] == "merge":
@@ -319,7 +331,7 @@ def _missing(code: str, status: int = 404) -> Answer:
 
 def _front_matter(content: bytes) -> dict[str, Any]:
     parts = content.decode().split("---\n")
-    return yaml.safe_load(parts[1]) if len(parts) > 2 else {}
+    return dict(yaml.safe_load(parts[1])) if len(parts) > 2 else {}
 
 
 def _validate(content: str) -> Answer:
@@ -400,3 +412,15 @@ def serving() -> Iterator[Hub]:
     finally:
         hub.shutdown()
         hub.server_close()
+
+
+def environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+    """The environment of a user whose hub this is, for a process of their own."""
+    return {
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **({"HF_TOKEN": token} if token else {}),
+    }

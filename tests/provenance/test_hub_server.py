@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub_server import TOKEN, Hub, blob_id
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from tests.provenance.hub_server import TOKEN, Hub, blob_id
 
 FILES = {"config.json": b"{}", "a.json": b"1", "b.json": b"2", "model.safetensors": b"weights"}
 
@@ -17,15 +20,19 @@ def test_tree_in_pages_with_digests(online: Hub) -> None:
     commit = online.add("org/model", FILES)
     api = HfApi()
     assert api.model_info("org/model").sha == commit
-    tree = {file.path: file for file in api.list_repo_tree("org/model", recursive=True, revision=commit)}
+    listed = api.list_repo_tree("org/model", recursive=True, revision=commit)
+    tree = {file.path: file for file in listed if isinstance(file, RepoFile)}
     assert tree.keys() == {*FILES, "README.md"}
-    assert tree["model.safetensors"].lfs.sha256 == hashlib.sha256(b"weights").hexdigest()
+    large = tree["model.safetensors"].lfs
+    assert large is not None
+    assert large.sha256 == hashlib.sha256(b"weights").hexdigest()
     assert tree["config.json"].blob_id == blob_id(b"{}")
     (one,) = api.get_paths_info("org/model", ["a.json"], revision="main")
+    assert isinstance(one, RepoFile)
     assert one.size == 1
 
 
-def test_download_follows_the_redirect_of_a_large_file(online: Hub, tmp_path) -> None:
+def test_download_follows_the_redirect_of_a_large_file(online: Hub, tmp_path: Path) -> None:
     commit = online.add("org/model", FILES)
     folder = huggingface_hub.snapshot_download("org/model", cache_dir=tmp_path)
     assert folder.endswith(commit)
@@ -33,7 +40,7 @@ def test_download_follows_the_redirect_of_a_large_file(online: Hub, tmp_path) ->
     assert any("/cdn/" in request for request in online.requests)
 
 
-def test_upload_to_a_pull_request_and_merge(online: Hub, tmp_path) -> None:
+def test_upload_to_a_pull_request_and_merge(online: Hub, tmp_path: Path) -> None:
     api = HfApi(token=TOKEN)
     api.create_repo("me/new", private=True)
     for name, content in FILES.items():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from commands import command
-from hub_server import Hub, blob_id
+
+from tests.provenance.hub_server import Hub, blob_id
+from tests.support.commands import invoke
 
 FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"weights"}
 
@@ -32,7 +35,7 @@ models:
     return path
 
 
-def parents(lock: str = "r.lock.json") -> dict[str, dict]:
+def parents(lock: str = "r.lock.json") -> dict[str, Any]:
     resources = json.loads(Path(lock).read_text())["resolvedDependencies"]
     return {r["annotations"]["reference"]: r for r in resources if "reference" in r.get("annotations", {})}
 
@@ -45,8 +48,8 @@ def add_two(hub: Hub) -> tuple[str, str]:
 
 def test_hub_models_are_resolved_from_metadata_alone(online: Hub) -> None:
     base, a = add_two(online)
-    ran = command("lock", write_recipe(), "--pinned", "pinned.yml")
-    assert ran.code == 0, ran
+    ran = invoke("lock", write_recipe(), "--pinned", "pinned.yml")
+    assert ran.exit_code == 0, ran
     found = parents()
     assert found["org/base"]["uri"] == f"pkg:huggingface/org/base@{base}"
     assert found["org/base"]["digest"] == {"gitCommit": base}
@@ -67,14 +70,14 @@ def test_hub_models_are_resolved_from_metadata_alone(online: Hub) -> None:
 
 def test_lock_stays_until_told_to_upgrade(online: Hub) -> None:
     base, _ = add_two(online)
-    assert command("lock", write_recipe()).code == 0
+    assert invoke("lock", write_recipe()).exit_code == 0
     moved = online.add("org/base", {**FILES, "model.safetensors": b"newer"})
-    ran = command("lock", "r.yml", "--check")
-    assert ran.code == 0
-    assert f"org/base: its branch has moved to {moved}; the merge stays at {base}" in ran.out
-    assert command("lock", "r.yml").code == 0
+    ran = invoke("lock", "r.yml", "--check")
+    assert ran.exit_code == 0
+    assert f"org/base: its branch has moved to {moved}; the merge stays at {base}" in ran.stdout
+    assert invoke("lock", "r.yml").exit_code == 0
     assert parents()["org/base"]["digest"] == {"gitCommit": base}
-    assert command("lock", "r.yml", "--upgrade", "org/base").code == 0
+    assert invoke("lock", "r.yml", "--upgrade", "org/base").exit_code == 0
     assert parents()["org/base"]["digest"] == {"gitCommit": moved}
 
 
@@ -85,18 +88,18 @@ def test_check_names_what_is_stale(online: Hub) -> None:
         (local / name).write_bytes(content)
     online.add("org/base", FILES)
     recipe = "merge_method: linear\nbase_model: org/base\nmodels: [{model: ./models/a}]\n"
-    assert command("lock", write_recipe(recipe)).code == 0
-    assert command("lock", "r.yml", "--check").code == 0
+    assert invoke("lock", write_recipe(recipe)).exit_code == 0
+    assert invoke("lock", "r.yml", "--check").exit_code == 0
     (local / "model.safetensors").write_bytes(b"weighty")
     (local / "new.json").write_bytes(b"{}")
     write_recipe(recipe + "# edited\n")
     before = Path("r.lock.json").read_bytes()
-    ran = command("lock", "r.yml", "--check", "--json", "--allow-crimes")
-    assert ran.code == 1
-    findings = {(f["kind"], f["place"]): f for f in json.loads(ran.out)["findings"]}
+    ran = invoke("lock", "r.yml", "--check", "--json", "--allow-crimes")
+    assert ran.exit_code == 1
+    findings = {(f["kind"], f["place"]): f for f in json.loads(ran.stdout)["findings"]}
     assert findings[("lock-stale", "r.yml")]["value"] == hashlib.sha256(Path("r.yml").read_bytes()).hexdigest()
     assert "--allow-crimes must be False" in findings[("lock-stale", "options")]["message"]
-    changed = [f for f in json.loads(ran.out)["findings"] if f["kind"] == "input-changed"]
+    changed = [f for f in json.loads(ran.stdout)["findings"] if f["kind"] == "input-changed"]
     assert [f["message"].split()[0] for f in changed] == ["model.safetensors", "new.json"]
     assert hashlib.sha256(b"weights").hexdigest() in changed[0]["message"]
     assert changed[0]["value"] == hashlib.sha256(b"weighty").hexdigest()
@@ -119,8 +122,8 @@ models:
 tokenizer: {source: org/words}
 parameters: {weight: 1}
 """
-    ran = command("lock", write_recipe(text), "--pinned", "p.yml")
-    assert ran.code == 0, ran
+    ran = invoke("lock", write_recipe(text), "--pinned", "p.yml")
+    assert ran.exit_code == 0, ran
     roles = {reference: resource["annotations"]["roles"] for reference, resource in parents().items()}
     assert roles == {
         "org/one": ["model"],
@@ -139,9 +142,9 @@ def test_a_local_folder_that_hides_a_hub_model_is_told(online: Hub) -> None:
     add_two(online)
     Path("org/base").mkdir(parents=True)
     Path("org/base/config.json").write_text("{}")
-    ran = command("lock", write_recipe())
-    assert ran.code == 0
-    assert "local-before-hub at org/base: mergekit takes the folder org/base below the current one" in ran.out
+    ran = invoke("lock", write_recipe())
+    assert ran.exit_code == 0
+    assert "local-before-hub at org/base: mergekit takes the folder org/base below the current one" in ran.stdout
     assert parents()["org/base"]["uri"] == "file:org/base"
 
 
@@ -156,20 +159,18 @@ def test_a_local_folder_that_hides_a_hub_model_is_told(online: Hub) -> None:
         (dict(status=404, X_Error_Code="RevisionNotFound"), "name a branch, tag or commit that is there"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(online: Hub, fault, said) -> None:
+def test_what_the_hub_refuses_is_one_line(online: Hub, fault: dict[str, Any], said: str) -> None:
     add_two(online)
     online.fail("GET /api/models/org/base", **fault)
-    ran = command("lock", write_recipe())
-    assert ran.code == 2
-    assert ran.err.startswith("Error: model org/base")
-    assert said in ran.err
-    assert ran.err.count("\n") == 1
+    ran = invoke("lock", write_recipe())
+    assert ran.exit_code == 2
+    assert ran.stderr.startswith("Error: model org/base")
+    assert said in ran.stderr
+    assert ran.stderr.count("\n") == 1
     assert not Path("r.lock.json").exists()
 
 
 def test_the_cache_is_not_trusted_for_a_file_that_changed(tmp_path: Path) -> None:
-    import os
-
     from mergekit_select.inputs import digests
 
     store, file = tmp_path / "d.json", tmp_path / "f"

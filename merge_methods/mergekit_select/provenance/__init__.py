@@ -7,5 +7,6 @@ from mergekit_select.inputs.digests import Digests, default_store
 from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.locking import lock
 from mergekit_select.provenance.recording import record
+from mergekit_select.provenance.sources import compared, obtained
 
-__all__ = ["Digests", "default_store", "lock", "read_text", "record"]
+__all__ = ["Digests", "compared", "default_store", "lock", "obtained", "read_text", "record"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mergekit.options import MergeOptions
@@ -15,8 +15,10 @@ from mergekit_select.bits import digest, dtype_name
 from mergekit_select.errors import UnreadableError
 from mergekit_select.findings import Findings
 from mergekit_select.inputs.digests import Digests, file_names, root_digest
+from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_document, write_document
-from mergekit_select.provenance.locking import PACKAGES, lock
+from mergekit_select.provenance.locking import PACKAGES
+from mergekit_select.provenance.parents import parents_of, roles_of
 from mergekit_select.provenance.statement import (
     BUILDER,
     PREDICATE_TYPE,
@@ -44,10 +46,9 @@ _BESIDE = frozenset({CARD, PICTURE, SIGNATURE, STATEMENT, TENSORS})
 
 def record(
     folder: Path,
-    text: str,
     options: MergeOptions,
+    definition: BuildDefinition,
     *,
-    definition: BuildDefinition | None = None,
     tensors: TensorTable | None = None,
     started: datetime.datetime | None = None,
     digests: Digests | None = None,
@@ -57,9 +58,8 @@ def record(
 
     Args:
         folder: What the merge wrote.
-        text: Its recipe.
         options: Its options.
-        definition: What it was made from, where that was resolved before the merge; otherwise it is resolved now.
+        definition: What it was made from, as ``lock`` gave it before the merge.
         tensors: Its tensors, where their digests are known; otherwise they are read.
         started: When it began.
         digests: Remembers what was hashed.
@@ -69,7 +69,6 @@ def record(
         UnreadableError: The folder or a model cannot be read, or the files cannot be written.
     """
     digests = digests or Digests()
-    definition = definition or lock(text, str(folder), options, digests=digests)
     write_document(folder / TENSORS, tensors or read_tensors(folder, progress))
     files = {name: digests.of(folder / name)["sha256"] for name in file_names(folder) if name not in _BESIDE}
     table = Digests().of(folder / TENSORS)["sha256"]
@@ -141,6 +140,24 @@ def changes(folder: Path, statement: Statement, digests: Digests | None = None) 
         elif (now := digests.of(path)["sha256"]) != expected:
             found.add(kinds.FOLDER_CHANGED, subject.name, now, expected=expected)
     return found
+
+
+def pins(recipe: Path, statement: Statement, locations: Mapping[str, str]) -> dict[str, str]:
+    """Return where the models of a recipe are to be taken from: at the recorded commits.
+
+    Args:
+        recipe: The recipe.
+        statement: The record.
+        locations: Where models lie now; these go before what is recorded.
+    """
+    named = roles_of(read_text(recipe), str(recipe)) if recipe.exists() else {}
+    found = {
+        parent.reference: parent.pinned
+        for parent in parents_of(statement.definition.resolved_dependencies)
+        if parent.commit is not None and parent.reference in named and parent.pinned != parent.reference
+        if not any(parent.path == old or parent.reference.startswith(old) for old in locations)
+    }
+    return {**found, **locations}
 
 
 def versions() -> dict[str, str]:
