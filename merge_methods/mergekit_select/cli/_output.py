@@ -66,7 +66,16 @@ def bar(what: str, unit: str, quiet: bool, items: Iterable[Any] | None = None) -
 
 @contextmanager
 def counting(what: str, quiet: bool) -> Iterator[Digests]:
-    """Give a block digests of files that are remembered afterwards, with a bar that counts what is hashed."""
+    """Give a block digests of files that are remembered afterwards, with a bar that counts what is hashed.
+
+    huggingface_hub draws bars of its own only where ours are drawn, and what it logs becomes an error of ours or is
+    tried again.
+    """
+    from huggingface_hub.utils import disable_progress_bars
+
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    if quiet or not sys.stderr.isatty():
+        disable_progress_bars()
     from mergekit_select.provenance import Digests, default_store
 
     with bar(what, "B", quiet) as shown:

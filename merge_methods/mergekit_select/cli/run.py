@@ -61,7 +61,8 @@ def _merge_and_record(main: click.Command, program: str, args: list[str]) -> Non
     own.params = [*main.params, *_OWN]
     with own.make_context(program, args) as ctx:
         locked, wanted = ctx.params.pop("locked"), ctx.params.pop("provenance")
-        if not (wanted or locked):
+        known = {"config_file", "out_path"} <= ctx.params.keys()  # a later mergekit-yaml may call them otherwise
+        if not (known and (wanted or locked)):
             own.invoke(ctx)
             return
         from mergekit.options import MergeOptions

@@ -55,8 +55,8 @@ def command(
     from mergekit_select.verification.text import as_data, render
 
     apply_threads(merge_options)
-    folder = obtained(out, merge_options)
     with counting("Hashing", quiet) as digests:
+        folder = obtained(out, merge_options)
         changed, locations = compared(folder, recipe, locations, digests)
     answer = verify(
         folder,

@@ -139,7 +139,7 @@ def file_differences(place: str, recorded: Collection[File], found: Collection[F
         place: The model.
         recorded: What its files should be.
         found: What they are.
-        partly: Whether files may be missing that are not needed.
+        partly: Whether each side may lack files that the other has.
     """
     problems = Findings()
     there = {file.path: file for file in found}
@@ -154,7 +154,7 @@ def file_differences(place: str, recorded: Collection[File], found: Collection[F
             problems.add(
                 kinds.INPUT_CHANGED, place, now.digest.get(algorithm, f"{now.size} bytes"), file=file.path, **told
             )
-    for path in sorted(there):
+    for path in () if partly else sorted(there):
         problems.add(kinds.INPUT_ADDED, place, file=path)
     return problems
 
