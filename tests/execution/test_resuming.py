@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-
 from checkpoints import merge_here, write_llama
+
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError
 from mergekit_select.execution import work
 from mergekit_select.execution.local import Outcome, merge

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from checkpoints import tensors_of, write_llama
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge import MergeOptions, run_merge
 
-from checkpoints import tensors_of, write_llama
 from mergekit_select.errors import PlanError
 from mergekit_select.execution import layout
 from mergekit_select.execution.local import merge

@@ -103,21 +103,22 @@ def report_options(function: _Command) -> _Command:
 strict_option = click.option("--strict", is_flag=True, help="Exit with 1 on warnings too")
 
 
-def replay_options(function: _Command) -> _Command:
-    """Give a command ``merge_options`` from those of mergekit-yaml's options that change a tensor."""
+def replay_options(*more: str) -> Callable[[_Command], _Command]:
+    """Give a command ``merge_options`` from those of mergekit-yaml's options that change a tensor, and these."""
     return merge_options(
         "allow_crimes",
         "unsafe_truncate_embeddings",
         "transformers_cache",
         "lora_merge_cache",
         "lora_merge_dtype",
+        *more,
         "trust_remote_code",
         "lazy_unpickle",
         "device",
         "read_to_gpu",
         "random_seed",
         "num_threads",
-    )(function)
+    )
 
 
 def locked_options(function: _Command) -> _Command:

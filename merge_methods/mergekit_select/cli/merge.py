@@ -99,5 +99,5 @@ def command(
     if not outcome.finished:
         text = f"{outcome.out}: this share is merged, {outcome.missing} parts of others are missing"
     data = {"ok": True, "finished": outcome.finished, "missing": outcome.missing, "jobs": outcome.jobs}
-    print_report("merge", {**data, "notes": outcome.notes}, "\n".join([text, *outcome.notes]), as_json)
+    print_report("merge", {**data, "notes": outcome.notes}, [text, *outcome.notes], as_json)
     raise click.exceptions.Exit(YES)

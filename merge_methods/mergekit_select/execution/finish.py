@@ -10,7 +10,7 @@ from pathlib import Path
 from mergekit_select.errors import UnreadableError
 from mergekit_select.execution.job import Job
 from mergekit_select.execution.workspace import FINISHING, sync
-from mergekit_select.planner.companions import write_companions
+from mergekit_select.planner.companions import finish_folder
 
 _LAST = "config.json"  # without it no folder is a model
 
@@ -48,7 +48,7 @@ def _stage(job: Job) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     # As mergekit names the model in its card.
-    write_companions(job.engine, folder, os.path.basename(job.request.out), job.recipe)
+    finish_folder(job.engine, folder, os.path.basename(job.request.out), job.recipe)
     if job.layout.index is not None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(job.layout.index, indent=2), encoding="utf-8")
 

@@ -6,22 +6,14 @@ import logging
 from pathlib import Path
 
 from mergekit.card import generate_card
-from mergekit.config import MergeConfiguration
-from mergekit.options import MergeOptions
 
 from mergekit_select.planner.engine import Engine, at
-from mergekit_select.planner.internals import (
-    copy_tagalong_files,
-    copy_tokenizer,
-    resize_vocabulary,
-    set_chat_template,
-    stored_config,
-)
+from mergekit_select.planner.internals import resize_vocabulary, stored_config, write_companions
 
 _log = logging.getLogger(__name__)
 
 
-def write_companions(engine: Engine, folder: Path, name: str, recipe: str) -> None:
+def finish_folder(engine: Engine, folder: Path, name: str, recipe: str) -> None:
     """Write what ``mergekit.merge.run_merge`` writes after the tensors, in its order.
 
     Args:
@@ -45,16 +37,6 @@ def write_companions(engine: Engine, folder: Path, name: str, recipe: str) -> No
             card = generate_card(config=config, config_yaml=recipe, name=name)
             (folder / "README.md").write_text(card, encoding="utf-8")
             (folder / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
-        if tokenizer is not None:
-            set_chat_template(tokenizer, config)
-            tokenizer.save_pretrained(folder, safe_serialization=True)
-        elif options.copy_tokenizer:
-            _copy_tokenizer(config, folder, options)
-        copy_tagalong_files(config, folder, plan.architecture, options)
-
-
-def _copy_tokenizer(config: MergeConfiguration, folder: Path, options: MergeOptions) -> None:
-    try:
-        copy_tokenizer(config, str(folder), options=options)
-    except Exception as error:  # as mergekit: a merge without a tokenizer is one
-        _log.error("Failed to copy the tokenizer (%s); the merge is whole, copy it from elsewhere", error)
+        failure = write_companions(config, plan.architecture, options, tokenizer, folder)
+        if failure is not None:  # as mergekit: a merge without a tokenizer is one
+            _log.error("Failed to copy the tokenizer (%s); the merge is whole, copy it from elsewhere", failure)

@@ -25,9 +25,18 @@ from mergekit.tokenizer.build import TokenizerInfo
 from transformers import PretrainedConfig
 
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, one_line
+from mergekit_select.inputs.bounds import require_regular_files
 from mergekit_select.inputs.checkpoint import read_header
+from mergekit_select.inputs.files import INDEXES, read_json, read_weight_map
+from mergekit_select.inputs.hub import require_repository
 from mergekit_select.inputs.references import donor, is_local
-from mergekit_select.planner.internals import isolated, output_config, quiet_tokenizers, resize_vocabulary
+from mergekit_select.planner.internals import (
+    isolated,
+    output_config,
+    quiet_tokenizers,
+    resize_vocabulary,
+    write_companions,
+)
 from mergekit_select.planner.plan import Plan, PlannedTensor, Planning, in_execution_order
 from mergekit_select.planner.reading import Buffers, Loader
 
@@ -111,14 +120,42 @@ class Engine:
             configs = [copy.deepcopy(self.plan.out_config)]
         else:
             trust = self.plan.options.trust_remote_code
-            configs = [
-                output_config(config.model_copy(update={"base_model": model}, deep=True), architecture, trust)
-                for model in sorted(config.referenced_models(), key=str)
-            ]
+            configs = [output_config(own, architecture, trust) for own in self._with_donors()]
+        dtype = config.out_dtype or config.dtype
+        for settings in configs if dtype else ():
+            settings.dtype = dtype
         for info in self._tokenizers.values():
             for settings in configs:
                 resize_vocabulary(settings, architecture, info.tokenizer, config)
         return configs
+
+    def possible_companions(self, scratch: Path) -> Iterator[tuple[Path, Exception | None]]:
+        """Write what the merge would put beside weights and config, once for each model that it may take it from.
+
+        Args:
+            scratch: An empty folder.
+
+        Yields:
+            A folder with the files, and why there is no tokenizer, where mergekit would go on without one.
+
+        Raises:
+            MergekitSelectError: They cannot be read.
+        """
+        plan = self.plan
+        for number, config in enumerate(self._with_donors()):
+            folder = scratch / f"companions-{number}"
+            folder.mkdir()
+            with at("the output's tokenizer"):
+                tokenizer = None if plan.tokenizer is None else self._evaluate(plan.tokenizer).tokenizer
+                failure = write_companions(config, plan.architecture, plan.options, tokenizer, folder)
+            yield folder, failure
+
+    def _with_donors(self) -> list[MergeConfiguration]:
+        """Return the recipe with each model as its base of which mergekit may take config and tokenizer."""
+        config = self.plan.config
+        known = donor(config)
+        donors = [config.base_model] if known is not None else sorted(config.referenced_models(), key=str)
+        return [config.model_copy(update={"base_model": model}, deep=True) for model in donors]
 
     def _evaluate(self, task: Task[Any]) -> Any:
         """Execute a task after what it depends on; of the results only tokenizers are kept."""
@@ -179,8 +216,14 @@ def _open(model: ModelReference, cache: LoaderCache, options: MergeOptions, buff
     path = model.model.path
     if is_local(path) and not os.path.isdir(path):
         raise UnreadableError(f"model {model}: there is no folder {path}; local paths begin at the current folder")
-    if os.path.isdir(path):  # transformers' own error for a missing config.json does not name the file
-        Path(path, "config.json").open("rb").close()
+    if os.path.isdir(path):
+        require_regular_files(Path(path))
+        read_json(Path(path, "config.json"))  # transformers' own error for a missing config.json does not name the file
+        for name in {*INDEXES} & {*os.listdir(path)}:
+            read_weight_map(Path(path, name))
+    for part in (model.model, model.lora):
+        if part is not None and not os.path.isdir(part.path):
+            require_repository(part.path, part.revision)
     model.config(trust_remote_code=options.trust_remote_code)
     whole = Path(path, "model.safetensors")
     if whole.is_file() and not Path(f"{whole}.index.json").exists() and model.lora is None:

@@ -32,8 +32,6 @@ from mergekit_select.planner.reading import Loader
 
 # What mergekit keeps belongs to the whole process: one user at a time. Reentrant, since a plan may need another.
 _lock = threading.RLock()
-copy_tokenizer = _copy_tokenizer
-set_chat_template = _set_chat_template
 stored_config = _model_out_config
 _SETTINGS = ("lora_cache_dir", "hf_cache_dir", "lazy_unpickle", "trust_remote_code", "lora_merge_dtype")
 
@@ -106,11 +104,36 @@ def resize_vocabulary(
     _update_config_vocab(settings, architecture, tokenizer, pad_to_multiple_of=padding)
 
 
-def copy_tagalong_files(
-    config: MergeConfiguration, folder: Path, architecture: ModelArchitecture, options: MergeOptions
-) -> None:
-    """Copy the further files that an architecture needs."""
+def write_companions(
+    config: MergeConfiguration,
+    architecture: ModelArchitecture,
+    options: MergeOptions,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+) -> Exception | None:
+    """Write what a merge puts beside weights and config: tokenizer, chat template and settings of generation.
+
+    Args:
+        config: The recipe.
+        architecture: mergekit's description of the models.
+        options: The merge's options.
+        tokenizer: The aligned tokenizer, if the recipe asks for one.
+        folder: Where to.
+
+    Returns:
+        Why there is no tokenizer, where mergekit logs this and goes on.
+    """
+    failure = None
+    if tokenizer is not None:
+        _set_chat_template(tokenizer, config)
+        tokenizer.save_pretrained(str(folder))
+    elif options.copy_tokenizer:
+        try:
+            _copy_tokenizer(config, str(folder), options=options)
+        except Exception as error:  # mergekit's own clause
+            failure = error
     _copy_tagalong_files(config, str(folder), files=architecture.tagalong_files or [], options=options)
+    return failure
 
 
 def lora_folder(cache: str, model: ModelPath, lora: ModelPath) -> Path:
