@@ -10,7 +10,7 @@ from typing import Any
 
 from mergekit_select import kinds
 from mergekit_select.check.merge import MergeUnderCheck, Model
-from mergekit_select.errors import one_line
+from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file
 from mergekit_select.inputs.checkpoint import Checkpoint
@@ -118,8 +118,11 @@ def _conflict(first: Mapping[str, int], other: Mapping[str, int]) -> str:
 def _token_ids(model: Model, findings: Findings) -> Mapping[str, int] | None:
     folder = model.checkpoint.folder
     try:
-        return token_ids(folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        ids = token_ids(folder)
+        if ids is not None and not all(isinstance(key, str) and type(number) is int for key, number in ids.items()):
+            raise ValueError("tokens must be text, and their ids whole numbers")
+        return ids
+    except (UnreadableError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         findings.add(kinds.TOKENIZER_UNREADABLE, model.places[0], model, folder=folder, problem=one_line(error))
         return None
 
