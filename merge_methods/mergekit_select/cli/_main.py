@@ -7,7 +7,10 @@ import importlib
 import click
 
 # Each command, and the module that defines it under the name ``command``.
-_COMMANDS = {name: f"mergekit_select.cli.{name}" for name in ("check", "inspect", "verify", "lock", "reproduce", "run")}
+_COMMANDS = {
+    name: f"mergekit_select.cli.{name}"
+    for name in ("check", "inspect", "verify", "lock", "reproduce", "publish", "run")
+}
 
 _EXAMPLES = """\b
 Examples:

@@ -71,7 +71,7 @@ def counting(what: str, quiet: bool) -> Iterator[Digests]:
     huggingface_hub draws bars of its own only where ours are drawn, and what it logs becomes an error of ours or is
     tried again.
     """
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented, exported late
 
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if quiet or not sys.stderr.isatty():
