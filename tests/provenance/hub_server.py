@@ -238,12 +238,9 @@ class Hub(ThreadingHTTPServer):
 
     def _batch(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
         objects = [
-            {
-                **file,
-                "actions": None
-                if file["oid"] in self.large
-                else {"upload": {"href": f"{self.url}/cdn/{file['oid']}", "header": {}}},
-            }
+            file
+            if file["oid"] in self.large
+            else {**file, "actions": {"upload": {"href": f"{self.url}/cdn/{file['oid']}", "header": {}}}}
             for file in json.loads(asked.body)["objects"]
         ]
         return Answer(200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
