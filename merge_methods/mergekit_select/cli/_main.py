@@ -58,7 +58,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
     help="Show the versions of mergekit-select, mergekit, torch and the draws, and the kernel in use.",
 )
 def main() -> None:
-    """Look at a merge before and after: check a recipe, inspect what it selects, verify an output.
+    """Look at a merge before and after: check a recipe, inspect what it selects, verify an output, share it.
 
     Exit codes: 0 yes (warnings allowed), 1 the answer is no, 2 usage, or a file that cannot be read.
     """
