@@ -360,7 +360,6 @@ LICENCE_FORBIDS = _error("licence",
 LICENCE_UNKNOWN = _warning("licence", "what {licence} allows is not known here", "read it before you publish")
 RECIPE_LOCAL = _error("local-model",
     "others cannot get a model that lies in a folder of yours", "publish it first, or give --allow-local")
-SIGNATURE_WRONG = _error("signature", "{problem}")
 
 # --- verify: what the reader should know ---
 

@@ -91,6 +91,7 @@ class Hub(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.readers: set[str] = {TOKEN}
+        self.change_commits = False  # whether a newline is lost on the way
 
     @property
     def url(self) -> str:
@@ -139,7 +140,7 @@ class Hub(ThreadingHTTPServer):
             if token not in self.readers:
                 return Answer(401)
             if name in self.repositories:
-                return Answer(409, {"error": "exists"})
+                return Answer(409, {"error": "exists", "url": f"{self.url}/{name}"})
             private = wanted.get("private", wanted.get("visibility") == "private")
             self.repositories[name] = Repository(private=bool(private))
             self.repositories[name].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
@@ -237,12 +238,9 @@ class Hub(ThreadingHTTPServer):
 
     def _batch(self, repository: Repository, match: re.Match[str], asked: Asked) -> Answer:
         objects = [
-            {
-                **file,
-                "actions": None
-                if file["oid"] in self.large
-                else {"upload": {"href": f"{self.url}/cdn/{file['oid']}", "header": {}}},
-            }
+            file
+            if file["oid"] in self.large
+            else {**file, "actions": {"upload": {"href": f"{self.url}/cdn/{file['oid']}", "header": {}}}}
             for file in json.loads(asked.body)["objects"]
         ]
         return Answer(200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
@@ -258,7 +256,8 @@ class Hub(ThreadingHTTPServer):
             item = json.loads(line)
             value = item["value"]
             if item["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
+                content = base64.b64decode(value["content"])
+                files[value["path"]] = content[:-1] if self.change_commits else content
             elif item["key"] == "lfsFile":
                 files[value["path"]] = self.large[value["oid"]]
             elif item["key"] == "deletedFile":

@@ -101,19 +101,19 @@ def hub_errors() -> Iterator[None]:
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         kind = kinds.HUB_REVISION_GONE if isinstance(error, RevisionNotFoundError) else kinds.HUB_REFUSES
         kind = kinds.HUB_GATED if isinstance(error, GatedRepoError) else kind
-        raise UnusableModelError(kind, problem=_said(error)) from error
+        raise UnusableModelError(kind, problem=said(error)) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         if not offline():  # a download that failed and is not in the cache
-            problem = _said(error.__cause__ or error)
+            problem = said(error.__cause__ or error)
             raise UnusableModelError(kinds.HUB_UNREACHABLE, endpoint=constants.ENDPOINT, problem=problem) from error
         raise UnusableModelError(kinds.HUB_OFFLINE) from error
     except UnreadableError as error:
         raise UnusableModelError(kinds.HUB_FILE_INVALID, problem=str(error)) from error
     except Exception as error:  # whatever the network layers raise; mergekit would meet the same
-        raise UnusableModelError(kinds.HUB_UNREACHABLE, endpoint=constants.ENDPOINT, problem=_said(error)) from error
+        raise UnusableModelError(kinds.HUB_UNREACHABLE, endpoint=constants.ENDPOINT, problem=said(error)) from error
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """Return an error's first line, without the token that it was met with."""
     text = one_line(error if not isinstance(error, HfHubHTTPError) else str(error).splitlines()[0])
     token = get_token()

@@ -5,8 +5,22 @@ The formats are in-toto's and SLSA's (``statement``); docs/provenance.md describ
 
 from mergekit_select.inputs.digests import Digests, default_store
 from mergekit_select.inputs.recipe import read_text
-from mergekit_select.provenance.locking import lock
-from mergekit_select.provenance.recording import record
+from mergekit_select.provenance.locking import configuration, lock
+from mergekit_select.provenance.parents import parents_of
+from mergekit_select.provenance.recording import read_record, record
 from mergekit_select.provenance.sources import compared, obtained
+from mergekit_select.provenance.statement import BuildDefinition
 
-__all__ = ["Digests", "compared", "default_store", "lock", "obtained", "read_text", "record"]
+__all__ = [
+    "BuildDefinition",
+    "Digests",
+    "compared",
+    "configuration",
+    "default_store",
+    "lock",
+    "obtained",
+    "parents_of",
+    "read_record",
+    "read_text",
+    "record",
+]

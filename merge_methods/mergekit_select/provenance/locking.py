@@ -97,6 +97,13 @@ def pinned(definition: BuildDefinition, place: str) -> str:
     return renamed(definition.recipe, place, {parent.reference: parent.pinned for parent in parents})
 
 
+def configuration(definition: BuildDefinition, place: str, locations: Mapping[str, str]) -> MergeConfiguration | None:
+    """Return the one merge of a lock, its models where they are to be taken from; None where it has several."""
+    text = pinned(definition, place)
+    merges = configurations(renamed(text, place, located(definition.recipe, place, locations)), place)
+    return merges[0][1] if len(merges) == 1 else None
+
+
 def notes(parents: list[Parent]) -> Findings:
     """Tell what the reader of a lock should know: folders that hide a hub's model, branches that have moved."""
     found = Findings()

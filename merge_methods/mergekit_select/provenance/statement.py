@@ -9,6 +9,7 @@ import hashlib
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -52,7 +53,7 @@ def _uri(value: str) -> str:
         )
     _, separator, file = value.partition("#")
     if separator:
-        relative(file)
+        relative(unquote(file))
     return value
 
 
