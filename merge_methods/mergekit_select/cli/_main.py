@@ -7,7 +7,7 @@ import importlib
 import click
 
 # Each command, and the module that defines it under the name ``command``.
-_COMMANDS = {name: f"mergekit_select.cli.{name}" for name in ("check", "inspect", "verify", "run")}
+_COMMANDS = {name: f"mergekit_select.cli.{name}" for name in ("check", "inspect", "verify", "run", "recipes")}
 
 _EXAMPLES = """\b
 Examples:
