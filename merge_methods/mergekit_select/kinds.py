@@ -90,6 +90,9 @@ MODEL_UNREADABLE = _error("model-unreadable", "{problem}", "copy or download the
 MODEL_PICKLED = _warning("model-pickled",
     "{file} is a pickle; check unpickles its tensors' descriptions only, with weights_only",
     "store the model as safetensors")
+LAZY_UNPICKLE = _error("lazy-unpickle",
+    "mergekit's --lazy-unpickle fails on Python 3.13 and later, and {model} is a pickle",
+    "leave out --lazy-unpickle, or store the model as safetensors")
 MODEL_AMBIGUOUS = _warning("model-ambiguous",
     "{folder} holds both {index}, which mergekit reads, and {single}, which transformers loads",
     "remove the one that is left from an earlier merge or download")

@@ -13,7 +13,7 @@ import click
 from mergekit_select.cli._errors import finish
 
 # Each command, and the module that defines it under the name ``command``.
-_NAMES = ("check", "inspect", "verify", "merge", "lock", "reproduce", "publish", "run")
+_NAMES = ("check", "inspect", "verify", "merge", "lock", "reproduce", "publish", "run", "recipes")
 _COMMANDS = {name: f"mergekit_select.cli.{name}" for name in _NAMES}
 
 _EXAMPLES = """\b
