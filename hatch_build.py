@@ -21,7 +21,7 @@ from typing import Any
 ROOM = Path("merge_methods", "mergekit_select", "selection")
 NAME = f"libkernel{ {'win32': '.dll', 'darwin': '.dylib'}.get(sys.platform, '.so') }"
 # No option for this machine's processor: the source itself asks for code for several, chosen from at run time.
-OPTIONS = ("-std=c11", "-O3", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wpedantic")
+OPTIONS = ("-std=c11", "-O3", "-shared", "-Wall", "-Wextra", "-Wpedantic")
 
 
 def compile_kernel(source: Path, library: Path, further: tuple[str, ...] = ()) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-MI = 1 << 20
+KI, MI = 1 << 10, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,28 @@ class Case:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return self.elements * dtype.itemsize
 
+    @property
+    def size(self) -> str:
+        """Number of elements, as text."""
+        return f"{self.elements // MI} Mi" if self.elements % MI == 0 else f"{self.elements / KI:g} Ki"
+
     def __str__(self) -> str:
-        size = f"{self.elements // MI} Mi" if self.elements % MI == 0 else str(self.elements)
-        text = f"K = {self.sub_models}, {self.dtype}, {size} elements, {self.threads} threads, "
+        text = f"K = {self.sub_models}, {self.dtype}, {self.size} elements, {self.threads} threads, "
         text += f"{self.unchanged:.0%} unchanged"
         return f"{text}, one core busy" if self.busy else text
 
 
 HEADLINE = Case()
 TINY = Case(elements=1 << 16)
+# Most tensors of models of up to 1 G parameters have at most 4 Mi elements.
+SMALL = (4 * KI, 64 * KI, 256 * KI, 1 * MI, 4 * MI)
 
 
 def around(center: Case) -> list[Case]:
-    """One thing varied at a time. Cases with the same inputs are neighbours; the headline is the first.
+    """One thing varied at a time, and the small sizes in both dtypes. The headline is the first.
 
-    The largest takes 1 GiB a tensor, 7 GiB in all: the cost of an element must not depend on their number.
+    Cases with the same inputs are neighbours. The largest takes 256 MiB a tensor, 1.5 GiB in all: the cost of an
+    element must not depend on their number.
     """
     return [
         center,
@@ -64,8 +71,16 @@ def around(center: Case) -> list[Case]:
         *(replace(center, unchanged=share) for share in (0.1, 0.9)),
         *(replace(center, sub_models=count) for count in (2, 8, 16)),
         replace(center, dtype="float32"),
-        *(replace(center, elements=count * MI) for count in (1, 8, 128, 512)),
+        *small(center),
+        replace(center, elements=128 * MI),
     ]
+
+
+def small(center: Case) -> list[Case]:
+    """Sizes from 4 Ki on, in both dtypes; and where it may decide, one thread, a busy core, few and many sub-models."""
+    varied = [replace(center, elements=size, dtype=dtype) for size in SMALL for dtype in ("bfloat16", "float32")]
+    edges = [replace(center, elements=64 * KI, sub_models=count, dtype="float32") for count in (2, 16)]
+    return [*varied, *edges, replace(center, elements=MI, threads=1), replace(center, elements=MI, busy=True)]
 
 
 def product() -> list[Case]:

@@ -1,25 +1,57 @@
-"""Who runs: our methods, mergekit's, the naive way in torch, and the limit, a plain copy.
+"""Who runs: our methods, mergekit's, the naive way in torch, and two limits: a plain copy, and the speed of memory.
 
-All are called through mergekit's ``merge_tensors``, the last two as merge methods of this benchmark's own.
+All are called through mergekit's ``merge_tensors``, the last three as merge methods of this benchmark's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from mergekit.merge_methods import MergeMethod, TensorGroup, merge_method, merge_tensors
 
 import correctness
 from inputs import NAME, Inputs
+from mergekit_select.selection.limits import LIMITS, new_tensor
+
+# Words of 64 bits that stay in the cache from one operation to the next; so few that torch does not share an operation
+# among its threads.
+_PIECE = 1 << 15
 
 
 @merge_method(name="benchmark_copy")
 def plain_copy(group: TensorGroup) -> torch.Tensor:
     """Copy the first sub-model: one pass that reads and writes, which no method that returns a tensor can beat."""
     return group.non_base[0].tensor.clone()
+
+
+@merge_method(name="benchmark_memory")
+def memory_speed(group: TensorGroup) -> torch.Tensor:
+    """Read all sub-models, write one tensor, and compute next to nothing: what selection moves, at memory speed.
+
+    In as many threads as torch has, and with huge pages for the result, as selection itself.
+    """
+    result = new_tensor(group.non_base[0].tensor, LIMITS)
+    flat = [entry.tensor.view(torch.int64) for entry in group.non_base]
+    pieces = zip(*(tensor.split(_PIECE) for tensor in (result.view(torch.int64), *flat)), strict=True)
+
+    def combine(tensors: tuple[torch.Tensor, ...]) -> None:
+        part, first, *others, last = tensors
+        torch.bitwise_xor(first, last, out=part)
+        for other in others:
+            part.bitwise_xor_(other)
+
+    threads = torch.get_num_threads() if result.nbytes >= LIMITS.shared_bytes else 1
+    _ = [*(_pool(threads).map(combine, pieces) if threads > 1 else map(combine, pieces))]
+    return result
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
 
 
 @merge_method(name="benchmark_naive")
@@ -58,6 +90,7 @@ class Contestant:
 
 
 COPY = "copy of one tensor"
+MEMORY = "all read, one written"
 LINEAR = "linear"
 SELECTION = "parameter_selection"
 RESAMPLING = "parameter_selection_resampling"
@@ -81,6 +114,7 @@ OURS = (
 )
 ALL = (
     Contestant(COPY, plain_copy, correctness.check_copy, base=False),
+    Contestant(MEMORY, memory_speed, correctness.check_xor, base=False),
     *OURS,
     Contestant(LINEAR, "linear", correctness.check_finite, base=False, parameters={"weight": 1.0}),
     _task_arithmetic("task_arithmetic"),
@@ -89,4 +123,6 @@ ALL = (
     _task_arithmetic("ties", density=0.5),
     Contestant("naive torch", naive, correctness.check_one_of_the_models, base=False, stacks=True),
 )
+# What runs in every case; the others run in the first only.
+ALWAYS = (COPY, MEMORY, LINEAR, *(contestant.name for contestant in OURS))
 BY_NAME = {contestant.name: contestant for contestant in ALL}

@@ -36,6 +36,15 @@ def check_copy(inputs: Inputs, result: torch.Tensor) -> None:
         raise WrongResultError("the result differs from the first sub-model")
 
 
+def check_xor(inputs: Inputs, result: torch.Tensor) -> None:
+    """Check that the result has the bits of all sub-models, combined by exclusive or."""
+    combined = bits(inputs.models[0]).clone()
+    for model in inputs.models[1:]:
+        combined ^= bits(model)
+    if not torch.equal(bits(result), combined):
+        raise WrongResultError("the result is not the exclusive or of the sub-models")
+
+
 def check_one_of_the_models(inputs: Inputs, result: torch.Tensor) -> None:
     """Check that each element has the bits of that element in a sub-model."""
     check_finite(inputs, result)

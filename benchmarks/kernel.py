@@ -34,6 +34,8 @@ from timing import Spread, round_robin
 
 # mergekit's own are checked on the first elements only: some of them sort the whole tensor.
 _CHECKED_ELEMENTS = 1 << 16
+# Of tensors of at most 4 Mi elements: a run takes a millisecond, and is easily disturbed.
+_RUNS_OF_SMALL = 51
 # Methods that stack hold the stack, differences, signs, masks and their products at once.
 _STACKS_HELD = 6
 
@@ -41,15 +43,18 @@ _STACKS_HELD = 6
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder for the results.")
 @click.option("--full", is_flag=True, help="Everything against everything: hours.")
+@click.option("--small", is_flag=True, help="The headline and tensors of at most 4 Mi elements only: two minutes.")
 @click.option("--tiny", is_flag=True, help="One case of a few elements: shows that the benchmark works, no more.")
 @click.option("--rounds", default=7, show_default=True, help="The most runs of each contestant in each case.")
 @click.option("--seconds", default=3.0, show_default=True, help="A contestant gets no further run after so long.")
 @click.option("--longest", default=10.0, show_default=True, help="Skip runs that the headline says take longer.")
 @click.option("--memory/--no-memory", "with_memory", default=True, show_default=True, help="Measure peak memory.")
-def main(out: Path, full: bool, tiny: bool, rounds: int, seconds: float, longest: float, with_memory: bool) -> None:
+def main(
+    out: Path, full: bool, small: bool, tiny: bool, rounds: int, seconds: float, longest: float, with_memory: bool
+) -> None:
     """Compare parameter selection and resampling with mergekit's methods, a naive one, and a plain copy."""
     center = cases.TINY if tiny else cases.HEADLINE
-    grid = [center, replace(center, busy=True)] if tiny else cases.product() if full else cases.around(center)
+    grid = _grid(center, full, small, tiny)
     started = time.perf_counter()
     facts = machine.describe()  # before anything runs: the load is the others'
     timed = run_cases(grid, 2 if tiny else rounds, seconds, longest)
@@ -64,6 +69,14 @@ def main(out: Path, full: bool, tiny: bool, rounds: int, seconds: float, longest
         click.echo(f"wrote kernel.png to {out}")
     except ModuleNotFoundError as error:  # the figures are not to be lost for it
         click.echo(f"no plot: {error}; install it with: pip install 'mergekit-select[plot]'", err=True)
+
+
+def _grid(center: Case, full: bool, small: bool, tiny: bool) -> list[Case]:
+    if tiny:
+        return [center, replace(center, busy=True), replace(center, elements=4 * cases.KI, dtype="float32")]
+    if full:
+        return cases.product()
+    return [center, *cases.small(center)] if small else cases.around(center)
 
 
 def run_cases(grid: Sequence[Case], rounds: int, seconds: float, longest: float) -> list[CaseResult]:
@@ -91,7 +104,7 @@ def run_case(
     with one_core_busy(case.busy):
         times = round_robin(
             {c.name: partial(clock, partial(c.merge, given)) for c in running},
-            rounds,
+            max(rounds, _RUNS_OF_SMALL) if case.elements <= max(cases.SMALL) and rounds > 2 else rounds,
             enough=lambda sofar: sum(sofar) + max(sofar) > seconds,
         )
     return CaseResult(case, [*_timings(times, case)], skipped)
@@ -99,8 +112,8 @@ def run_case(
 
 def why_skipped(contestant: Contestant, case: Case, headline: CaseResult | None, longest: float) -> str | None:
     """Say why a contestant does not run in a case, or return None."""
-    if case.busy and contestant.name not in (contestants.COPY, contestants.LINEAR, *(c.name for c in contestants.OURS)):
-        return "only linear, the copy and our methods run beside a busy process"
+    if headline is not None and contestant.name not in contestants.ALWAYS:
+        return "runs in the first case only"
     if contestant.stacks and _STACKS_HELD * case.sub_models * case.tensor_bytes > machine.available_bytes():
         return "would not fit into memory"
     if headline is not None:
@@ -131,10 +144,12 @@ def clock(run: Callable[[], torch.Tensor]) -> float:
 
 
 def run_memory(center: Case, tiny: bool) -> list[MemoryResult]:
-    """Measure the peaks: all contestants in the center, in the other cases only ours, those that differ in buffers."""
+    """Measure the peaks: of linear as well in the center, in the other cases only of ours that differ in buffers."""
     results = []
     for case in [center] if tiny else cases.for_memory(center):
-        names = [c.name for c in (contestants.ALL if case == center else contestants.OURS[:3])]
+        names = [c.name for c in contestants.OURS[:3]]
+        if case == center:
+            names += [contestants.COPY, contestants.LINEAR]
         for name in [contestants.COPY, contestants.SELECTION] if tiny else names:
             click.echo(f"peak memory of {name}, {case} …", err=True)
             results.append(MemoryResult(case, name, memory.measure(name, case)))
@@ -150,6 +165,7 @@ def _timings(times: dict[str, list[float]], case: Case) -> Iterator[Timing]:
             all_seconds=times[name],
             times_as_fast_as_linear=spreads[contestants.LINEAR].median / spread.median,
             times_a_copy=spread.median / spreads[contestants.COPY].median,
+            times_memory=spread.median / spreads[contestants.MEMORY].median,
             elements_per_second=case.elements / spread.median,
         )
 

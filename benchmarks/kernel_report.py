@@ -15,7 +15,10 @@ from timing import Spread
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LINES = (contestants.COPY, contestants.SELECTION, contestants.RESAMPLING, contestants.LINEAR)
+_LINES = (contestants.COPY, contestants.MEMORY, contestants.SELECTION, contestants.RESAMPLING, contestants.LINEAR)
+
+
+_OURS = (contestants.SELECTION, contestants.RESAMPLING, f"{contestants.RESAMPLING}, rounds 1")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Timing:
     all_seconds: list[float]
     times_as_fast_as_linear: float
     times_a_copy: float
+    times_memory: float
     elements_per_second: float
 
 
@@ -65,20 +69,21 @@ class Results:
 
 def markdown(results: Results) -> str:
     """Return all results as tables."""
-    parts = [tables.machine(results.machine), *map(_case_table, results.cases)]
+    parts = [tables.machine(results.machine), _size_table(results), *map(_case_table, results.cases)]
     if results.memory:
         parts.append(_memory_table(results))
     return "\n".join(parts)
 
 
 def _case_table(result: CaseResult) -> str:
-    header = ["contestant", "ms: median (range)", "linear / this", "this / copy", "G elements/s"]
+    header = ["contestant", "ms: median (range)", "linear / this", "this / copy", "this / memory", "G elements/s"]
     rows = [
         [
             timing.contestant,
             tables.spread(timing.seconds, 1e3),
             tables.digits(timing.times_as_fast_as_linear),
             tables.digits(timing.times_a_copy),
+            tables.digits(timing.times_memory),
             tables.digits(timing.elements_per_second / 1e9),
         ]
         for timing in result.timings
@@ -88,6 +93,22 @@ def _case_table(result: CaseResult) -> str:
         skipped.setdefault(reason, []).append(name)
     notes = "".join(f"\nNot run: {', '.join(names)} ({reason}).\n" for reason, names in skipped.items())
     return f"### {result.case}\n\n{tables.table(header, rows)}{notes}"
+
+
+def _size_table(results: Results) -> str:
+    """Lay out microseconds by size and dtype, and beside them how many times as long linear and memory take."""
+    center = vars(results.cases[0].case)
+    header = ["elements, dtype", "memory / us", "linear / us", *(f"{name} / us (linear / this)" for name in _OURS)]
+    rows = []
+    for result in results.cases:
+        varied = {key for key, value in vars(result.case).items() if value != center[key]}
+        if varied <= {"elements", "dtype"}:
+            found = [result.timing(name) for name in (contestants.MEMORY, contestants.LINEAR, *_OURS)]
+            memory, linear, *ours = (timing for timing in found if timing)
+            cells = [tables.digits(timing.seconds.median * 1e6) for timing in (memory, linear)]
+            cells += [f"{tables.digits(t.seconds.median * 1e6)} ({t.times_as_fast_as_linear:.1f})" for t in ours]
+            rows.append([f"{result.case.size}, {result.case.dtype}", *cells])
+    return f"### By size\n\n{tables.table(header, rows)}"
 
 
 def _memory_table(results: Results) -> str:

@@ -1,7 +1,7 @@
-"""docs/compatibility.md, written from what the tests found: `python tests/compatibility.py`.
+"""docs/compatibility.md, written from what the tests found: `python -m tests.compatibility`.
 
 A test says with `shows` which rows of the page it stands behind. This program runs these tests, notes how each ended
-and writes the page; test_recipes.py checks that the page has the rows that the tests have, and no others.
+and writes the page; test_compatibility_page.py checks that the page has the rows that the tests have, and no others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from typing import Any, NamedTuple
 import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
-MODULES = ["test_architectures", "test_checkpoint_forms", "test_recipe_forms", "test_commands", "test_recipes"]
+FOLDER = Path(__file__).parent / "end_to_end"
+MODULES = [
+    "test_architectures",
+    "test_checkpoint_forms",
+    "test_dtypes",
+    "test_tokenizers",
+    "test_lora",
+    "test_recipe_forms",
+    "test_commands",
+    "test_recipes",
+]
 SECTIONS = ["Architectures", "Checkpoints", "LoRA", "Recipe forms", "Commands and options", "Recipes"]
 VERSIONS = ["mergekit", "torch", "transformers", "safetensors", "peft", "tokenizers"]
 METHODS = ["parameter_selection", "parameter_selection_resampling"]
@@ -88,7 +98,7 @@ def rows() -> list[Row]:
     """What the page is to hold, were all tests to pass."""
     found = []
     for module in MODULES:
-        for test in vars(import_module(module)).values():
+        for test in vars(import_module(f"tests.end_to_end.{module}")).values():
             if row := getattr(test, "compatibility", None):
                 found += [row(parameters) for parameters in parameter_sets(test)]
     return found
@@ -157,12 +167,11 @@ def lines_on(text: str) -> dict[str, list[str]]:
 def main() -> int:
     """Run the tests and write the page; failures stand on it as such."""
     collector = Collector()
-    tests = [str(Path(__file__).with_name(f"{module}.py")) for module in MODULES]
-    status = pytest.main(["-q", "-k", "not test_the_page_is_what_the_tests_show", *tests], [collector])
+    tests = [str(FOLDER / f"{module}.py") for module in MODULES]
+    status = pytest.main(["-q", *tests], [collector])
     PAGE.write_text(page(collector.results), encoding="utf-8")
     return int(status)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     sys.exit(main())

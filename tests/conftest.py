@@ -1,4 +1,4 @@
-"""Fixtures shared by the end-to-end tests."""
+"""The models that most tests merge, made once a session."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
-
-class Llamas(NamedTuple):
-    """A base and three sub-models that share some of its parameters."""
-
-    base: Path
-    subs: list[Path]
+if TYPE_CHECKING:
+    from tests.support.models import Family
 
 
 @pytest.fixture(scope="session")
-def llamas(tmp_path_factory) -> Llamas:
-    from checkpoints import write_llama
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A base and three sub-models that share some of its parameters, with tokenizers."""
+    from tests.support.models import write_llamas
 
-    folder = tmp_path_factory.mktemp("llamas")
-    base = write_llama(folder / "base", 0)
-    return Llamas(base, [write_llama(folder / f"sub-{k}", k, near=base) for k in (1, 2, 3)])
+    return write_llamas(tmp_path_factory.mktemp("llamas"))

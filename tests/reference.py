@@ -74,25 +74,30 @@ def merge(
     rounds: int | None = None,
     seed: int = 0,
     name: str = "",
+    start: int = 0,
 ) -> tuple[list[int], list[int], list[int]]:
-    """Merged elements, the sub-model drawn first for each, and the one chosen in the end (-1: left at the base)."""
+    """Merged elements, the sub-model drawn first for each, and the one chosen in the end (-1: left at the base).
+
+    The first of these elements has number ``start`` in its tensor.
+    """
     counts = slots(weights or [1.0] * len(models))
     everyone = {k for k, count in enumerate(counts) if count}
     merged, firsts, chosen = [], [], []
     for d in range(len(models[0])):
-        first = choose(draw(seed, name, 0, d), counts, everyone)
+        first = choose(draw(seed, name, 0, start + d), counts, everyone)
         k = first
         if base is not None and (rounds is None or rounds >= len(everyone) - 1):
             differing = {j for j in everyone if models[j][d] != base[d]}
-            k = choose(draw(seed, name, 0, d), counts, differing) if differing else -1
+            k = choose(draw(seed, name, 0, start + d), counts, differing) if differing else -1
         elif base is not None:
+            assert rounds is not None
             left, draw_round = everyone - {k}, 1
             while models[k][d] == base[d] and draw_round <= rounds:
-                k = choose(draw(seed, name, draw_round, d), counts, left)
+                k = choose(draw(seed, name, draw_round, start + d), counts, left)
                 left, draw_round = left - {k}, draw_round + 1
             if models[k][d] == base[d]:
                 k = -1
-        merged.append(base[d] if k == -1 else models[k][d])
+        merged.append(base[d] if base is not None and k == -1 else models[k][d])
         firsts.append(first)
         chosen.append(k)
     return merged, firsts, chosen

@@ -1,13 +1,6 @@
-"""Run the command line: `python examples/order_study`, or `python -m order_study` from within `examples`."""
+"""Run the command line: `python -m examples.order_study`, in the root of a clone."""
 
-import sys
-from pathlib import Path
+from examples.order_study.cli import main
 
-if not __package__:
-    # Run as a folder: Python has put the folder itself on the path, where its modules would pass for
-    # top-level ones. The folder above takes its place, so that the package is found under its own name.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from order_study.cli import main
-
-main(prog_name="order_study")
+if __name__ == "__main__":  # a process of `parallel` imports this module, and is not to start the study again
+    main(prog_name="order_study")

@@ -9,18 +9,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from order_study.errors import StudyError
-from order_study.settings import FreshBase, GivenBase, Study
-from order_study.sources import HubDataset, JsonLines, Text
+from examples.order_study.errors import StudyError
+from examples.order_study.settings import FreshBase, GivenBase, Study
+from examples.order_study.sources import HubDataset, JsonLines, Text
 
 # The tags by which pydantic tells apart what can stand in one place; it puts them into the path of an error.
-_TAGS: dict[str, type[BaseModel]] = {
-    "pydoc_data.topics": Text,
-    "jsonl": JsonLines,
-    "datasets": HubDataset,
-    "fresh": FreshBase,
-    "given": GivenBase,
-}
+_SOURCES: dict[str, type[BaseModel]] = {"pydoc_data.topics": Text, "jsonl": JsonLines, "datasets": HubDataset}
+_TAGS: dict[str, type[BaseModel]] = {**_SOURCES, "fresh": FreshBase, "given": GivenBase}
 
 
 def load_study(path: Path) -> Study:
@@ -46,8 +41,7 @@ def load_study(path: Path) -> Study:
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        lines = [f"{path}: {_line(details)}" for details in error.errors()]
-        raise StudyError("\n".join(lines)) from error
+        raise StudyError("\n".join(f"{path}: {_line(details)}" for details in error.errors())) from error
 
 
 def _line(error: ErrorDetails) -> str:
@@ -56,18 +50,15 @@ def _line(error: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         known = _fields(location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{place} is no setting: {remedy}"
+        return f"{place} is no setting: " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
     if kind == "missing":
         return f"{place} is missing: add it"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        tags = ", ".join(tag for tag, model in _TAGS.items() if "source" in model.model_fields)
-        return f"{place}.source must say where the data come from: {tags}"
+        return f"{place}.source must say where the data come from: {', '.join(_SOURCES)}"
     text = error["msg"].removeprefix("Value error, ")
-    where = f"{place}: " if place else ""
-    if kind == "value_error":
-        return f"{where}{text}"
-    return f"{where}{text[0].lower()}{text[1:]}, got {error['input']!r}: change it"
+    if kind != "value_error":
+        text = f"{text[0].lower()}{text[1:]}, got {error['input']!r}: change it"
+    return f"{place}: {text}" if place else text
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:

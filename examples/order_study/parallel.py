@@ -1,50 +1,42 @@
-"""Several tasks at once, each in a process of its own; one at a time, they run in this process."""
+"""Several tasks at once; one at a time, they run in this thread."""
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-import transformers
-from tqdm import tqdm
-
-from order_study.errors import StudyError
+from examples.order_study.errors import StudyError
 
 _Result = TypeVar("_Result")
-_position: int | None = None  # of a progress bar; None: this process has the terminal for itself
-
-
-def position() -> int | None:
-    """The line of the terminal for the progress bars of this process."""
-    return _position
 
 
 def each(
-    function: Callable[..., _Result], tasks: Iterable[tuple[Any, ...]], jobs: int
-) -> Iterator[tuple[tuple[Any, ...], _Result]]:
+    function: Callable[..., _Result],
+    tasks: Iterable[tuple[Any, ...]],
+    jobs: int,
+    stop: Callable[[], None] | None = None,
+) -> Generator[tuple[tuple[Any, ...], _Result], None, None]:
     """Call a function of a module with each tuple of arguments; yield these and the result as they get done.
 
-    Nothing is shared between processes but what is on disk. After an error no further task is begun; those that
-    are under way are waited for.
+    Each call has a process of its own, or a thread where the work is that of other programs, which `stop` ends. After
+    an error no further task is begun, and those that are under way are stopped or else waited for.
 
     Raises:
         StudyError: A process was ended from outside.
     """
     waiting = list(tasks)
-    if jobs == 1 or len(waiting) < 2:
+    workers = min(jobs, len(waiting))
+    if workers < 2:
         for arguments in waiting:
             yield arguments, function(*arguments)
         return
-    # Not forked: threads of torch do not survive that.
-    context = multiprocessing.get_context("spawn")
-    positions = context.SimpleQueue()
-    workers = min(jobs, len(waiting))
-    for number in range(workers):
-        positions.put(number)
-    executor = ProcessPoolExecutor(workers, context, _begin, (positions, context.RLock()))
+    executor: Executor = ThreadPoolExecutor(workers)
+    if stop is None:  # not forked: threads of torch do not survive that
+        executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), quieten)
+    futures = {executor.submit(function, *arguments): arguments for arguments in waiting}
     try:
-        futures = {executor.submit(function, *arguments): arguments for arguments in waiting}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
@@ -52,12 +44,18 @@ def each(
             f"each of {workers} jobs is a process, but one was ended from outside, most often for lack of memory: "
             "run again, which goes on where it stopped, with fewer jobs"
         ) from error
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        while stop is not None and not all(future.done() for future in futures):
+            stop()  # more than once: a thread may just be about to start its program
+            time.sleep(0.05)
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _begin(positions: Any, lock: Any) -> None:
-    global _position
-    _position = positions.get()
-    tqdm.set_lock(lock)
+def quieten() -> None:
+    """Keep transformers from drawing a bar for each model that is loaded or saved."""
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as transformers ships it

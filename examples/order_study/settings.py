@@ -1,31 +1,42 @@
-"""What a study and each of its runs are: frozen and validated; a YAML configuration maps onto `Study` as it is."""
+"""What a study and each of its runs are: frozen and validated; a YAML configuration maps onto `Study` as it is.
 
+Longer than other modules, since it is the one list of all settings with their defaults.
+"""
+
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 from typing_extensions import Self
 
-from order_study.sources import Fraction, HubDataset, JsonLines, Text, TextFile
+from examples.order_study.sources import Count, Data, Fraction, Frozen, Name, Text, TextFile, unset
 
 Part = Literal["base", "fine_tuning", "held_out"]
-PARTS: tuple[Part, ...] = ("base", "fine_tuning", "held_out")
-BASE = "base"  # name of the model that all others start from
 Composition = Literal["redrawn", "fixed"]
 Precision = Literal["fp32", "bf16_mixed", "bf16"]
 Stored = Literal["bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 
-Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes; transformers seeds it along with torch
-Data = Annotated[Text | JsonLines | HubDataset, Field(discriminator="source")]
+
+BASE = "base"  # name of the model that all others start from
+LONGER = "longer"  # name of the control that is trained for as long as all sub-models together
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+def _control(value: str) -> str:
+    if not re.fullmatch(r"ties|dare_ties|longer|stretch-\d+(\.\d+)?", value):
+        raise ValueError(
+            f"a control must be ties, dare_ties, longer, or stretch- and a factor, got {value!r}: write for example "
+            "stretch-1.1"
+        )
+    return value
 
 
-class Architecture(_Frozen):
+Control = Annotated[str, AfterValidator(_control)]
+
+
+class Architecture(Frozen):
     """The size of a Llama model, under the names of transformers' LlamaConfig, and of its vocabulary."""
 
     vocab_size: Annotated[int, Field(ge=259)] = 1024  # at least every byte and three special tokens
@@ -36,7 +47,7 @@ class Architecture(_Frozen):
     max_position_embeddings: Count = 512  # a token is a byte at least, so every passage of ASCII fits
 
 
-class Lora(_Frozen):
+class Lora(Frozen):
     """Adapters of low rank instead of full fine-tuning; they are in fp32 whatever the weights they add to are in."""
 
     rank: Count = 16
@@ -45,7 +56,7 @@ class Lora(_Frozen):
     target_modules: tuple[str, ...] | None = None  # None: every linear layer but the output
 
 
-class Training(_Frozen):
+class Training(Frozen):
     """One training, save for the order of its data: what all sub-models of a study share."""
 
     epochs: Count
@@ -53,7 +64,7 @@ class Training(_Frozen):
     gradient_accumulation: Count = 1
     gradient_checkpointing: bool = False
     learning_rate: Annotated[float, Field(gt=0)]
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -66,6 +77,7 @@ class Training(_Frozen):
     saved_as: Stored = "bf16"
     lora: Lora | None = None
     save_steps: Count | None = None  # steps between the states that training can resume from; None: five minutes
+    max_steps: Count | None = Field(default=None, exclude_if=unset)  # ends the training before its last epoch does
 
     @model_validator(mode="after")
     def _pieces_are_whole(self) -> Self:
@@ -76,8 +88,17 @@ class Training(_Frozen):
             )
         return self
 
+    def batches(self, samples: int) -> int:
+        """Batches in an epoch over so many samples."""
+        return -(-samples // self.batch_size)
 
-class FreshBase(_Frozen):
+    def steps(self, samples: int) -> int:
+        """Optimiser steps in all."""
+        whole = self.epochs * self.batches(samples)
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
+
+class FreshBase(Frozen):
     """A base that the study trains itself, from random weights."""
 
     architecture: Architecture = Architecture()
@@ -94,10 +115,10 @@ class FreshBase(_Frozen):
         return training
 
 
-class GivenBase(_Frozen):
+class GivenBase(Frozen):
     """A base that exists: any causal language model that transformers loads."""
 
-    model: Annotated[str, Field(min_length=1)]  # a folder, or an id on the hub
+    model: Name  # a folder, or an id on the hub
     revision: str | None = None
 
 
@@ -111,7 +132,7 @@ Base = Annotated[
 ]
 
 
-class Merging(_Frozen):
+class Merging(Frozen):
     """Which merges are made beside the average."""
 
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0, 1, 2)
@@ -126,14 +147,14 @@ class Merging(_Frozen):
         return self
 
 
-class ExactMatch(_Frozen):
+class ExactMatch(Frozen):
     """Greedy generation, and whether the final number of the answer is that of the response."""
 
     samples: Count | None = None  # of the held-out part; None: all
     max_new_tokens: Count = 256
 
 
-class Measuring(_Frozen):
+class Measuring(Frozen):
     """What is measured of the models."""
 
     bins: Count = 20  # of position in the epoch
@@ -143,9 +164,10 @@ class Measuring(_Frozen):
     batch_size: Count = 16
     training_samples: Count | None = None  # loss on the first n fine-tuning samples only; None: on all
     exact_match: ExactMatch | None = None
+    precision: Stored | None = Field(default=None, exclude_if=unset)  # arithmetic of the models; None: fp32
 
 
-class Run(_Frozen):
+class Run(Frozen):
     """The training of one model. Sub-models of a study differ in `order`, and in the name that carries it."""
 
     name: str
@@ -159,7 +181,7 @@ class Run(_Frozen):
     order: Seed
 
 
-class Study(_Frozen):
+class Study(Frozen):
     """A base and its sub-models, one for each order seed, and what is done with them."""
 
     data: Data = Text()
@@ -170,22 +192,28 @@ class Study(_Frozen):
     # batches once, the same for all orders, and each epoch is a fresh permutation of the batches.
     composition: Composition = "redrawn"
     checkpoints: Annotated[int, Field(ge=0)] = 0  # states kept of each sub-model before its last, evenly spaced
-    # With models this small a second thread gains little, and where another process keeps a core busy, the
-    # barriers between two cost forty times the step (measured: 78 ms with one thread, 3.5 s with two).
     threads: Count = 1
     device: Device = "cpu"  # auto: an accelerator where there is one
     merging: Merging = Merging()
+    # What the merges are held against: mergekit's ties and dare_ties; stretch-1.1, the average's distance from the base
+    # times 1.1; longer, one model that is trained for the epochs of all sub-models together.
+    controls: tuple[Control, ...] = Field(default=(), exclude_if=unset)
     measuring: Measuring = Measuring()
 
     @field_validator("orders")
     @classmethod
-    def _two_different_orders(cls, orders: tuple[int, ...]) -> tuple[int, ...]:
-        if len(orders) < 2 or len(set(orders)) < len(orders):
-            raise ValueError(f"orders must be two or more different seeds, got {orders}: list each seed once")
+    def _different_orders(cls, orders: tuple[int, ...]) -> tuple[int, ...]:
+        if not orders or len(set(orders)) < len(orders):
+            raise ValueError(f"orders must be one or more different seeds, got {orders}: list each seed once")
         return orders
 
     @model_validator(mode="after")
     def _base_fits(self) -> Self:
+        if len(set(self.controls)) < len(self.controls) or (self.controls and len(self.orders) == 1):
+            raise ValueError(
+                f"controls must be different, and need two or more orders, got {list(self.controls)} for orders "
+                f"{list(self.orders)}: list each control once, or add orders"
+            )
         if isinstance(self.base, GivenBase):
             return self
         if self.base.text is None and not isinstance(self.data, Text):
@@ -210,7 +238,7 @@ class Study(_Frozen):
             part="base",
             start=None,
             architecture=self.base.architecture,
-            training=_deciding(self.base.training),
+            training=self.base.training,
             composition="redrawn",
             device=self.device,
             threads=self.base.threads or self.threads,
@@ -218,14 +246,14 @@ class Study(_Frozen):
         )
 
     def sub_runs(self) -> list[Run]:
-        """The runs that fine-tune the base, one for each order."""
-        return [
+        """The runs that fine-tune the base: one for each order, and the control that is trained for longer."""
+        runs = [
             Run(
                 name=f"order-{order}",
                 part="fine_tuning",
                 start=BASE,
                 architecture=None,
-                training=_deciding(self.fine_tuning),
+                training=self.fine_tuning,
                 composition=self.composition,
                 device=self.device,
                 threads=self.threads,
@@ -233,8 +261,9 @@ class Study(_Frozen):
             )
             for order in self.orders
         ]
-
-
-def _deciding(training: Training) -> Training:
-    """A training without what decides nothing about its result."""
-    return training.model_copy(update={"save_steps": None})
+        if LONGER in self.controls:
+            times, training = len(self.orders), self.fine_tuning
+            steps = None if training.max_steps is None else times * training.max_steps
+            longer = training.model_copy(update={"epochs": times * training.epochs, "max_steps": steps})
+            runs.append(runs[0].model_copy(update={"name": LONGER, "training": longer}))
+        return runs

@@ -1,14 +1,15 @@
 """Where the samples of a study come from, as settings: text that CPython carries, files, or a data set of the hub."""
 
 import string
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+Count = Annotated[int, Field(ge=1)]
+Skip = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-_Count = Annotated[int, Field(ge=1)]
-_Skip = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 def fields(template: str) -> list[str]:
@@ -35,19 +36,26 @@ def _template(value: str) -> str:
     return value
 
 
+def unset(value: Any) -> bool:
+    """Whether a setting was left out; then results.json leaves it out too, as it did before there was one."""
+    return not value
+
+
 Template = Annotated[str, AfterValidator(_template)]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """What never changes once it is made, and takes no unknown field."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Text(_Frozen):
-    """How the text is cut into passages and split; the fine-tuning part is what the other two leave."""
+class Text(Frozen):
+    """`pydoc_data.topics`, which every CPython carries. Shares are of the groups of passages, not of their length."""
 
     source: Literal["pydoc_data.topics"] = "pydoc_data.topics"
-    topics: _Count | None = None  # the longest ones only; None: all
-    passage_characters: _Count = 400
+    topics: Count | None = None  # the longest n; None: all
+    passage_characters: Count = 400
     base: Fraction = 0.45
     held_out: Fraction = 0.15
 
@@ -61,45 +69,57 @@ class Text(_Frozen):
         return self
 
 
-class TextFile(_Frozen):
+class TextFile(Frozen):
     """A file that a fresh base is trained on: JSON lines made into passages, or plain text cut into them."""
 
-    path: Annotated[str, Field(min_length=1)]
+    path: Name
     template: Template | None = None  # makes a passage of a JSON record; None: the file is plain text
-    passage_characters: _Count = 400  # of plain text
-    skip: _Skip = 0  # records of JSON, passages of plain text
-    take: _Count | None = None
+    passage_characters: Count = 400  # of plain text
+    skip: Skip = 0  # records of JSON, passages of plain text
+    take: Count | None = None
 
 
-class _Pairs(_Frozen):
+class _Pairs(Frozen):
     """Records made into prompts and responses. `skip` and `take` are of the training records, in their order."""
 
     prompt: Template
     response: Template
-    skip: _Skip = 0
-    take: _Count | None = None
+    skip: Skip = 0
+    take: Count | None = None
     held_out_share: Fraction | None = None  # of the training records that were taken
-    held_out_take: _Count | None = None
+    held_out_take: Count | None = None
+    # The prompt is put to the tokenizer's chat template as what the user says.
+    chat_template: bool = Field(default=False, exclude_if=unset)
+    # Samples with more are left out, as are those longer than the context; None: the context alone decides.
+    max_tokens: Count | None = Field(default=None, exclude_if=unset)
+
+    def _one_of(self, name: str) -> Self:
+        value, share = getattr(self, name), self.held_out_share
+        if (value is None) == (share is None):
+            raise ValueError(
+                f"what is held out is named by {name} or drawn as held_out_share, got "
+                f"{'neither' if value is None else 'both'}: give one of them"
+            )
+        return self
 
 
 class JsonLines(_Pairs):
     """Files of one JSON object per line; `${NAME}` in a path stands for an environment variable."""
 
     source: Literal["jsonl"]
-    train: Annotated[str, Field(min_length=1)]
-    held_out: Annotated[str, Field(min_length=1)] | None = None
+    train: Name
+    held_out: Name | None = None
 
     @model_validator(mode="after")
     def _held_out_once(self) -> Self:
-        _one_of("held_out", self.held_out, self.held_out_share)
-        return self
+        return self._one_of("held_out")
 
 
 class HubDataset(_Pairs):
     """A data set that the package `datasets` loads, by its id on the hub or from a folder."""
 
     source: Literal["datasets"]
-    id: Annotated[str, Field(min_length=1)]
+    id: Name
     name: str | None = None
     revision: str | None = None
     train_split: str = "train"
@@ -107,13 +127,7 @@ class HubDataset(_Pairs):
 
     @model_validator(mode="after")
     def _held_out_once(self) -> Self:
-        _one_of("held_out_split", self.held_out_split, self.held_out_share)
-        return self
+        return self._one_of("held_out_split")
 
 
-def _one_of(name: str, value: str | None, share: float | None) -> None:
-    if (value is None) == (share is None):
-        raise ValueError(
-            f"what is held out is named by {name} or drawn as held_out_share, got "
-            f"{'neither' if value is None else 'both'}: give one of them"
-        )
+Data = Annotated[Text | JsonLines | HubDataset, Field(discriminator="source")]

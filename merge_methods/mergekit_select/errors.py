@@ -37,7 +37,7 @@ class PlanError(MergekitSelectError):
 def one_line(value: object, limit: int = 300) -> str:
     """Return a value's text on one line of bounded length.
 
-    An error of another package gets its type in front where its text alone would say too little.
+    An error of another package gets its type in front, unless it is one whose text is meant for people.
     """
     text = " ".join(_text(value).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -53,4 +53,6 @@ def _text(value: object) -> str:
         return f"{place}: {first['msg']}" if place else str(first["msg"])
     if isinstance(value, OSError) and value.strerror:
         return f"{value.strerror}: {value.filename}" if value.filename else value.strerror
+    if type(value) in (RuntimeError, ValueError) and str(value):  # by which mergekit speaks to people
+        return str(value)
     return f"{type(value).__name__}: {value}" if str(value) else type(value).__name__

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from checkpoints import merge_here
 from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.execution import cluster
 from mergekit_select.execution.request import Request
+from tests.support.recipes import merge as merge_stock
 
 SIZE = 1_000  # bytes of a file: one for almost every tensor
 
@@ -39,7 +39,7 @@ def test_a_node_dies(llamas: Any, tmp_path: Path, nodes: Any) -> None:
     models = [{"model": str(model)} for model in llamas.subs]
     config = {"merge_method": "parameter_selection", "base_model": str(llamas.base), "models": models}
     file.write_text(yaml.safe_dump(config))
-    stock = merge_here(tmp_path, config, out_shard_size=SIZE)
+    stock = merge_stock(config, tmp_path / "out", out_shard_size=SIZE)
     seen: list[int] = []
 
     def kill_one() -> None:

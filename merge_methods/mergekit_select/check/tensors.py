@@ -143,7 +143,7 @@ class TensorCheck:
             self.parameters.weights(planned, models)
             # Some methods return another dtype than they were given.
             result = self.parameters.dry_run(planned, models, merged, shape) or working
-        stored = planned.stored_as or result
+        stored = dtype_of(planned.stored_name) or result
         count = math.prod(shape)
         return WrittenTensor(
             planned.name,

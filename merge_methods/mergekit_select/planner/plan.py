@@ -32,7 +32,7 @@ class PlannedTensor:
         base: The base model at this place.
         shared: Resolved parameters of the whole merge.
         per_input: Resolved parameters of each model.
-        stored_as: The dtype that the result is cast to before it is written; None for as it is.
+        stored_name: mergekit's name of the dtype that the result is cast to before it is written; None for as it is.
         task: What mergekit executes.
     """
 
@@ -41,13 +41,19 @@ class PlannedTensor:
     base: ModelReference | None
     shared: Mapping[str, Any]
     per_input: Mapping[ModelReference, Mapping[str, Any]]
-    stored_as: torch.dtype | None
+    stored_name: str | None
     task: ExecuteMergeMethodTask
 
     @property
     def name(self) -> str:
         """Its name in the output."""
         return str(self.weight.name)
+
+    @property
+    def stored_as(self) -> torch.dtype | None:
+        """The dtype of that name; mergekit raises RuntimeError where it does not know it."""
+        dtype: torch.dtype | None = dtype_from_name(self.stored_name)
+        return dtype
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class Planning(MergePlanner):
                     base=None if task.base_model is None else called.get(task.base_model, task.base_model),
                     shared=dict(task.parameters.items()),
                     per_input={called.get(m, m): dict(values.items()) for m, values in task.input_parameters.items()},
-                    stored_as=dtype_from_name(weight.force_dtype or config.out_dtype),
+                    stored_name=weight.force_dtype or config.out_dtype,
                     task=task,
                 )
             )

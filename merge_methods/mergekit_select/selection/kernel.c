@@ -1,13 +1,12 @@
 /* Parameter selection and resampling of a run of elements, as docs/draws.md says.
  *
- * The run is merged in blocks. For each block, all that the draws decide is computed for all of its elements at once, in
- * loops without branches that a compiler turns into vector instructions; one pass per sub-model then copies bits with a
- * mask. A branch or a conditional load per element would cost ten times as much, mispredicted. Everything needed besides
- * the inputs and the output lies on the stack, 40 KiB.
+ * The run is merged in blocks. All that the draws decide is computed for all elements of a block at once, in loops without
+ * branches that compilers turn into vector instructions: a branch or a conditional load per element would cost ten times
+ * as much, mispredicted. Besides inputs and output there is only the stack, at most 50 KiB of it.
  *
- * Draws, targets and sums of slots are kept minus 2^15, so that int16_t holds them and signed comparison orders them.
+ * Draws, targets and reaches are kept minus 2^15, so that int16_t holds them and signed comparison orders them.
  *
- * The file includes itself once per width of an element; what depends on the width stands in its second half.
+ * The file includes itself once per width of an element; its second half is what depends on the width.
  */
 #ifndef ELEMENT
 
@@ -15,29 +14,22 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef _MSC_VER
-#define EXPORT __declspec(dllexport)
-#define INLINE static __forceinline
-#define RESTRICT __restrict
-#else
-#define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
-#define RESTRICT __restrict__
-#endif
 
-/* For which processors the loops are compiled; which one runs is decided when the library is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(ONE_TARGET) && (defined(__clang__) || __GNUC__ >= 12)
-#ifdef __clang__
+/* The processors that the loops are compiled for; the loader of the library chooses. */
+#if !defined(__x86_64__) || !defined(__GLIBC__) || defined(ONE_TARGET)
+#define FOR_EACH_PROCESSOR
+#elif defined(__clang__)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512bw")))
-#else
+#elif __GNUC__ >= 12
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#endif
 #else
 #define FOR_EACH_PROCESSOR
 #endif
 
 enum {
     BLOCK = 256,            /* elements; larger blocks fall out of the first-level cache */
+    GROUP = 4,              /* sub-models that one pass over a block handles; divides BITS */
     LANES = 4,              /* draws in a word of the generator */
     MOST_SUB_MODELS = 1024,
     BITS = 16,              /* of a draw, and of a word of alternatives */
@@ -50,15 +42,15 @@ typedef struct {
     const int64_t *strides; /* in bytes, one per axis; NULL where the elements lie one after the other */
 } tensor;
 
-/* What decides the bits: plan.py's Selection. Arrays have an entry per sub-model unless said otherwise. */
+/* plan.py's Selection. Arrays have an entry per sub-model unless something else is said. */
 typedef struct {
     const tensor *sub_models;
     const tensor *base;         /* one, or NULL: selection */
-    const int64_t *shape;       /* of all tensors, one entry per axis */
+    const int64_t *shape;       /* one entry per axis */
     const uint16_t *slots;      /* each at least 1; at most 65,535 in all */
-    const uint16_t *thresholds; /* one fewer */
+    const uint16_t *thresholds; /* one fewer than there are sub-models */
     const uint64_t *keys;       /* one per round, the first draw's included */
-    uint64_t origin;            /* number of the tensors' first element in the stream of draws */
+    uint64_t origin;            /* the tensors' first element is this one in the stream of draws */
     int64_t count;              /* of sub-models */
     int64_t axes;
     int64_t rounds;             /* the most redraws; -1: until it differs */
@@ -71,12 +63,12 @@ typedef struct {
         int16_t lanes[BLOCK + LANES];
     } draws;
     int16_t target[BLOCK];
-    int16_t reach[BLOCK];
-    uint16_t total[BLOCK];                                 /* slots of the alternatives */
+    int16_t reach[BLOCK];                                 /* slots of the alternatives up to the present sub-model */
+    uint16_t total[BLOCK];                                /* slots of all alternatives */
     uint16_t alternatives[MOST_SUB_MODELS / BITS][BLOCK]; /* a bit per sub-model */
 } scratch;
 
-/* Section 2 and 3: the draws of n elements from d on, each minus 2^15. */
+/* Sections 2 and 3: the draws of n elements from d on. */
 INLINE const int16_t *draw(scratch *block, uint64_t key, uint64_t d, size_t n)
 {
     const size_t skip = (size_t)(d % LANES), count = (skip + n + LANES - 1) / LANES;
@@ -87,19 +79,6 @@ INLINE const int16_t *draw(scratch *block, uint64_t key, uint64_t d, size_t n)
         block->draws.words[i] = z ^ (z >> 31);
     }
     return block->draws.lanes + skip;
-}
-
-/* Make all sub-models alternatives, or none where those that differ from the base are yet to be found. */
-INLINE void begin(const selection *s, scratch *block)
-{
-    const int all = s->rounds >= 0;
-    unsigned total = 0;
-    for (int64_t k = 0; all && k < s->count; k++)
-        total += s->slots[k];
-    for (size_t i = 0; i < BLOCK; i++)
-        block->total[i] = (uint16_t)total;
-    for (int64_t k = 0; k < s->count; k += BITS)
-        memset(block->alternatives[k / BITS], all ? 0xFF : 0, sizeof block->alternatives[k / BITS]);
 }
 
 #define JOIN(name, bits) name##_##bits
@@ -119,35 +98,19 @@ INLINE void begin(const selection *s, scratch *block)
 #define ELEMENT uint64_t
 #include "kernel.c"
 
-/* Write elements `start` to `stop` of a merge to `out`. Return 0; -1 where no element has that many bytes. */
-EXPORT int mergekit_select_merge(const selection *s, int64_t width, uint64_t start, uint64_t stop, void *out);
-EXPORT int mergekit_select_merge(const selection *s, int64_t width, uint64_t start, uint64_t stop, void *out)
-{
-    switch (width) {
-    case 1: merge_8(s, start, stop, out); return 0;
-    case 2: merge_16(s, start, stop, out); return 0;
-    case 4: merge_32(s, start, stop, out); return 0;
-    case 8: merge_64(s, start, stop, out); return 0;
-    default: return -1;
-    }
-}
-
 #ifdef DIGEST
-/* SHA-256 of this file as it was compiled. */
-EXPORT extern const char mergekit_select_source[];
-const char mergekit_select_source[] = DIGEST;
+const char mergekit_select_source[] = DIGEST; /* SHA-256 of this file as it was compiled */
 #endif
 
 #else /* once per width */
 
-/* Return where n elements from d on lie one after the other: in place, or copied row by row to `copy`. */
+/* Return where n elements from d on lie one after the other: in place, or copied row by row. */
 static const ELEMENT *OF_WIDTH(fetch)(const selection *s, const tensor *t, uint64_t d, size_t n, ELEMENT *copy)
 {
     if (t->strides == NULL)
         return (const ELEMENT *)(const void *)t->data + d;
     const int64_t last = s->axes - 1, stride = t->strides[last];
-    ELEMENT *to = copy;
-    while (n > 0) {
+    for (size_t done = 0, run; done < n; done += run, d += run) {
         const char *from = t->data;
         uint64_t rest = d;
         for (int64_t axis = last; axis >= 0; axis--) {
@@ -155,45 +118,64 @@ static const ELEMENT *OF_WIDTH(fetch)(const selection *s, const tensor *t, uint6
             rest /= (uint64_t)s->shape[axis];
         }
         const uint64_t row = (uint64_t)s->shape[last] - d % (uint64_t)s->shape[last];
-        const size_t run = row < n ? (size_t)row : n;
+        run = row < n - done ? (size_t)row : n - done;
         if (stride == (int64_t)sizeof(ELEMENT))
-            memcpy(to, from, run * sizeof(ELEMENT));
+            memcpy(copy + done, from, run * sizeof(ELEMENT));
         else
             for (size_t i = 0; i < run; i++)
-                memcpy(to + i, from + (int64_t)i * stride, sizeof(ELEMENT));
-        to += run;
-        d += run;
-        n -= run;
+                memcpy(copy + done + i, from + (int64_t)i * stride, sizeof(ELEMENT));
     }
     return copy;
 }
 
-/* Copy x where the draw falls before sub-model's end; in descending order, the earliest has the final word. */
-INLINE void OF_WIDTH(take)(ELEMENT *RESTRICT out, const ELEMENT *x, const int16_t *draws, int16_t end, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        out[i] ^= (out[i] ^ x[i]) & (ELEMENT) - (ELEMENT)(draws[i] < end);
-}
-
-/* Make a sub-model an alternative where it differs from the base. */
-INLINE void OF_WIDTH(note)(scratch *RESTRICT block, uint16_t *RESTRICT alternatives, const ELEMENT *x,
-                           const ELEMENT *base, uint16_t bit, uint16_t slots, size_t n)
+/* Copy x where the draw falls before its end. In descending order, the earliest sub-model has the final word. */
+INLINE void OF_WIDTH(take)(ELEMENT *restrict out, const ELEMENT *x, const int16_t *draws, int16_t end, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        const uint16_t differs = (uint16_t) - (uint16_t)(x[i] != base[i]);
-        alternatives[i] |= bit & differs;
-        block->total[i] = (uint16_t)(block->total[i] + (slots & differs));
+        const ELEMENT falls = (ELEMENT) - (ELEMENT)(draws[i] < end);
+        out[i] = (ELEMENT)((x[i] & falls) | (out[i] & ~falls)); /* gcc makes a branch of out ^ ((out ^ x) & falls) */
+    }
+}
+
+typedef struct {
+    const ELEMENT *x[GROUP];
+    uint16_t slots[GROUP]; /* 0 beyond the last sub-model: what has none is never chosen */
+} OF_WIDTH(group);
+
+INLINE OF_WIDTH(group) OF_WIDTH(gather)(const selection *s, int64_t first, uint64_t d, size_t n, ELEMENT *copies)
+{
+    OF_WIDTH(group) group;
+    for (int g = 0; g < GROUP; g++) {
+        const int64_t k = first + g < s->count ? first + g : s->count - 1;
+        group.x[g] = OF_WIDTH(fetch)(s, &s->sub_models[k], d, n, copies + g * BLOCK);
+        group.slots[g] = first + g < s->count ? s->slots[k] : 0;
+    }
+    return group;
+}
+
+/* Make each sub-model an alternative where it differs from the base; its bit comes after so many others. */
+INLINE void OF_WIDTH(note)(scratch *restrict block, uint16_t *restrict alternatives, int others,
+                           OF_WIDTH(group) group, const ELEMENT *base, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint16_t noted = 0, total = block->total[i];
+        for (int g = 0; g < GROUP; g++) {
+            const uint16_t differs = (uint16_t) - (uint16_t)(group.x[g][i] != base[i]);
+            noted |= (1 << g) & differs;
+            total = (uint16_t)(total + (group.slots[g] & differs));
+        }
+        alternatives[i] |= (uint16_t)(noted << others);
+        block->total[i] = total;
     }
 }
 
 /* Set targets where `out` still equals the base, and return how many these are. */
-INLINE size_t OF_WIDTH(aim)(scratch *RESTRICT block, const int16_t *draws, const ELEMENT *out, const ELEMENT *base,
+INLINE size_t OF_WIDTH(aim)(scratch *restrict block, const int16_t *draws, const ELEMENT *out, const ELEMENT *base,
                             size_t n)
 {
     size_t open = 0;
     for (size_t i = 0; i < n; i++) {
-        const uint16_t equal = (uint16_t) - (uint16_t)(out[i] == base[i]);
-        const uint16_t u = (uint16_t)(draws[i] ^ HALF);
+        const uint16_t equal = (uint16_t) - (uint16_t)(out[i] == base[i]), u = (uint16_t)(draws[i] ^ HALF);
         const uint16_t target = (uint16_t)((((uint32_t)u * block->total[i]) >> BITS) ^ HALF);
         block->target[i] = (int16_t)((target & equal) | (NEVER & ~equal));
         block->reach[i] = -HALF;
@@ -202,19 +184,30 @@ INLINE size_t OF_WIDTH(aim)(scratch *RESTRICT block, const int16_t *draws, const
     return open;
 }
 
-/* Copy x where the slots of the alternatives up to this sub-model are the first to exceed the target. */
-INLINE void OF_WIDTH(choose)(ELEMENT *RESTRICT out, const ELEMENT *x, scratch *RESTRICT block,
-                             uint16_t *RESTRICT alternatives, uint16_t bit, uint16_t slots, int cross_off, size_t n)
+/* Copy each sub-model where the slots of the alternatives up to it are the first to exceed the target. Whether these are
+ * crossed off must be known when this is compiled: a condition in the loop would keep it from vector instructions. */
+INLINE void OF_WIDTH(choose)(ELEMENT *restrict out, const OF_WIDTH(group) *group, scratch *restrict block,
+                             uint16_t *restrict alternatives, int others, int cross_off, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        const uint16_t counts = (uint16_t) - (uint16_t)((alternatives[i] & bit) != 0);
-        const int16_t before = block->reach[i], reach = (int16_t)(before + (slots & counts));
-        const int16_t chosen = (int16_t) - ((before <= block->target[i]) & (reach > block->target[i]));
+        const int16_t target = block->target[i];
+        int16_t reach = block->reach[i];
+        uint16_t taken = 0, slots = 0;
+        ELEMENT value = out[i];
+        for (int g = 0; g < GROUP; g++) {
+            const uint16_t counts = (uint16_t) - (uint16_t)(alternatives[i] >> others >> g & 1);
+            const int16_t before = reach;
+            reach = (int16_t)(before + (group->slots[g] & counts));
+            const int16_t chosen = (int16_t) - ((before <= target) & (reach > target));
+            value ^= (value ^ group->x[g][i]) & (ELEMENT)chosen; /* all bits, or none */
+            taken |= (uint16_t)((1 << g) & chosen);
+            slots |= group->slots[g] & (uint16_t)chosen;
+        }
+        out[i] = value;
         block->reach[i] = reach;
-        out[i] ^= (out[i] ^ x[i]) & (ELEMENT)chosen; /* all bits, or none */
         if (cross_off) { /* it can be chosen only once */
-            alternatives[i] &= (uint16_t) ~(chosen & bit);
-            block->total[i] = (uint16_t)(block->total[i] - (chosen & slots));
+            alternatives[i] &= (uint16_t) ~(taken << others);
+            block->total[i] = (uint16_t)(block->total[i] - slots);
         }
     }
 }
@@ -225,40 +218,48 @@ INLINE void OF_WIDTH(select)(const selection *s, scratch *block, uint64_t d, siz
     ELEMENT copy[BLOCK];
     const int16_t *draws = draw(block, s->keys[0], s->origin + d, n);
     memcpy(out, OF_WIDTH(fetch)(s, &s->sub_models[s->count - 1], d, n, copy), n * sizeof(ELEMENT));
-    for (int64_t k = s->count - 2; k >= 0; k--) {
-        const ELEMENT *x = OF_WIDTH(fetch)(s, &s->sub_models[k], d, n, copy);
-        OF_WIDTH(take)(out, x, draws, (int16_t)(s->thresholds[k] - HALF), n);
-    }
+    for (int64_t k = s->count - 2; k >= 0; k--)
+        OF_WIDTH(take)(out, OF_WIDTH(fetch)(s, &s->sub_models[k], d, n, copy), draws,
+                       (int16_t)(s->thresholds[k] - HALF), n);
 }
 
 /* Section 5, resampling. The base's elements are there first, and each round replaces those that are still there. */
 INLINE void OF_WIDTH(resample)(const selection *s, scratch *block, uint64_t d, size_t n, ELEMENT *out)
 {
-    ELEMENT copy[BLOCK], base_copy[BLOCK];
+    ELEMENT copies[GROUP * BLOCK], base_copy[BLOCK];
     const ELEMENT *base = OF_WIDTH(fetch)(s, s->base, d, n, base_copy);
+    const int until_it_differs = s->rounds < 0;
+    uint16_t total = 0;
+    for (int64_t k = 0; k < s->count; k++)
+        total = (uint16_t)(total + s->slots[k]);
+    for (size_t i = 0; i < n; i++)
+        block->total[i] = until_it_differs ? 0 : total;
     memcpy(out, base, n * sizeof(ELEMENT));
-    begin(s, block);
-    for (int64_t k = 0; s->rounds < 0 && k < s->count; k++) {
-        const ELEMENT *x = OF_WIDTH(fetch)(s, &s->sub_models[k], d, n, copy);
-        OF_WIDTH(note)(block, block->alternatives[k / BITS], x, base, (uint16_t)(1 << k % BITS), s->slots[k], n);
+    for (int64_t k = 0; k < s->count; k += GROUP) {
+        uint16_t *alternatives = block->alternatives[k / BITS];
+        if (k % BITS == 0)
+            memset(alternatives, until_it_differs ? 0 : 0xFF, n * sizeof *alternatives);
+        if (until_it_differs)
+            OF_WIDTH(note)(block, alternatives, (int)(k % BITS), OF_WIDTH(gather)(s, k, d, n, copies), base, n);
     }
     for (int64_t round = 0; round == 0 || round <= s->rounds; round++) {
         const int16_t *draws = draw(block, s->keys[round], s->origin + d, n);
         if (OF_WIDTH(aim)(block, draws, out, base, n) == 0)
             return;
-        for (int64_t k = 0; k < s->count; k++) {
-            const ELEMENT *x = OF_WIDTH(fetch)(s, &s->sub_models[k], d, n, copy);
-            uint16_t *alternatives = block->alternatives[k / BITS], bit = (uint16_t)(1 << k % BITS);
+        for (int64_t k = 0; k < s->count; k += GROUP) {
+            const OF_WIDTH(group) group = OF_WIDTH(gather)(s, k, d, n, copies);
+            uint16_t *alternatives = block->alternatives[k / BITS];
             if (round < s->rounds)
-                OF_WIDTH(choose)(out, x, block, alternatives, bit, s->slots[k], 1, n);
+                OF_WIDTH(choose)(out, &group, block, alternatives, (int)(k % BITS), 1, n);
             else
-                OF_WIDTH(choose)(out, x, block, alternatives, bit, s->slots[k], 0, n);
+                OF_WIDTH(choose)(out, &group, block, alternatives, (int)(k % BITS), 0, n);
         }
     }
 }
 
+/* Write elements `start` to `stop` of a merge to `out`. */
 FOR_EACH_PROCESSOR
-static void OF_WIDTH(merge)(const selection *s, uint64_t start, uint64_t stop, ELEMENT *out)
+void OF_WIDTH(mergekit_select_merge)(const selection *s, uint64_t start, uint64_t stop, ELEMENT *out)
 {
     scratch block;
     for (uint64_t d = start; d < stop; d += BLOCK) {

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,31 +43,19 @@ class _Selection(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernel; None where there is none that can be loaded and belongs to this source."""
+    """Return the compiled kernel; None where there is none, or none that can be used."""
     if not LIBRARY.exists():
         return None
+    source = LIBRARY.with_name("kernel.c")  # not installed from a wheel; in a checkout it may have changed
     try:
         result = ctypes.CDLL(str(LIBRARY))
         built_from = (ctypes.c_char * 64).in_dll(result, "mergekit_select_source").value.decode()
-        merge = result.mergekit_select_merge
-    except (OSError, AttributeError, ValueError) as error:
-        warnings.warn(f"{LIBRARY} cannot be used, and torch's operations merge instead: {error}", stacklevel=2)
+        if source.exists() and hashlib.sha256(source.read_bytes()).hexdigest() != built_from:
+            raise OSError("it was built from another kernel.c than the one beside it")
+    except (OSError, ValueError) as error:  # ValueError: it has no such symbol
+        problem = f"the compiled kernel {LIBRARY} cannot be used, and torch's operations merge instead: {error}"
+        warnings.warn(f"{problem}; install the package again, or run: make kernel", stacklevel=2)
         return None
-    source = _HERE / "kernel.c"  # not installed from a wheel; in a checkout it may have changed since
-    if source.exists() and hashlib.sha256(source.read_bytes()).hexdigest() != built_from:
-        warnings.warn(
-            f"{LIBRARY} was built from another kernel.c than the one beside it, and torch's operations merge instead; "
-            f"install the package again, or run: make kernel",
-            stacklevel=2,
-        )
-        return None
-    merge.argtypes = (
-        ctypes.POINTER(_Selection),
-        ctypes.c_int64,
-        ctypes.c_uint64,
-        ctypes.c_uint64,
-        ctypes.c_void_p,
-    )
     return result
 
 
@@ -74,23 +63,32 @@ def merge(selection: Selection, out: torch.Tensor, limits: Limits) -> None:
     """Write the merged elements to ``out``, contiguous and of the inputs' shape and dtype, on a processor."""
     if not out.numel():
         return
-    compiled = library()
-    assert compiled is not None  # the caller has asked
-    run, width, target = compiled.mergekit_select_merge, out.itemsize, out.data_ptr()
+    width, size, address = out.itemsize, out.numel(), out.data_ptr()
     described, _kept = _describe(selection, out)
-    given = ctypes.byref(described)
-    threads = torch.get_num_threads() if out.nbytes >= limits.shared_bytes else 1
-    if threads == 1:
-        run(given, width, 0, out.numel(), target)
-        return
+    run = function(width)
     part = max(1, limits.part_bytes // width)
-    starts = iter(range(0, out.numel(), part))
+    starts = iter(range(0, size, part))
 
     def work() -> None:
         for start in starts:  # each thread takes the next part that nobody has taken
-            run(given, width, start, min(start + part, out.numel()), target + start * width)
+            run(ctypes.byref(described), start, min(start + part, size), address + start * width)
 
-    _share(work, starts, threads)
+    threads = torch.get_num_threads() if out.nbytes >= limits.shared_bytes else 1
+    if threads > 1:
+        _share(work, starts, threads - 1)
+    else:
+        work()
+
+
+@lru_cache(maxsize=4)
+def function(width: int) -> Callable[..., None]:
+    """Return the library's function for elements of so many bytes."""
+    compiled = library()
+    assert compiled is not None  # the caller has asked
+    result = compiled[f"mergekit_select_merge_{8 * width}"]
+    result.argtypes = (ctypes.POINTER(_Selection), ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p)
+    result.restype = None
+    return result
 
 
 def _describe(selection: Selection, out: torch.Tensor) -> tuple[_Selection, list[torch.Tensor]]:
@@ -124,27 +122,23 @@ def _describe(selection: Selection, out: torch.Tensor) -> tuple[_Selection, list
     return described, kept
 
 
-def _share(work: Callable[[], None], parts: Iterator[int], threads: int) -> None:
-    """Work in the calling thread and in others beside it, as many in all as are given.
+def _share(work: Callable[[], None], parts: Iterator[int], others: int) -> None:
+    """Work in the calling thread and in so many others.
 
     The calling thread never waits for one that has not begun: where a busy machine lets none of them run, it does all
     the work itself.
     """
-    others: list[Future[None]] = []
+    helpers: list[Future[None]] = []
     try:
-        pool = _pool(threads - 1)
-        for _ in range(threads - 1):
-            others.append(pool.submit(work))
-    except RuntimeError:  # the interpreter is ending, or the system gives no thread
-        pass
-    try:
+        with suppress(RuntimeError):  # the interpreter is ending, or the system gives no thread
+            helpers.extend(_pool(others).submit(work) for _ in range(others))
         work()
     finally:
         for _ in parts:  # where this thread was interrupted, the others find nothing left to do
             pass
-        for other in others:
-            if not other.cancel():
-                other.result()
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from types import ModuleType
 
 import torch
 
@@ -13,14 +13,6 @@ from mergekit_select.errors import ParameterError
 from mergekit_select.selection import kernel_c, kernel_torch
 from mergekit_select.selection.limits import LIMITS, Limits, new_tensor
 from mergekit_select.selection.plan import Selection, make_selection
-
-
-class Kernel(Protocol):
-    """One of the modules ``kernel_c`` and ``kernel_torch``."""
-
-    def merge(self, selection: Selection, out: torch.Tensor, limits: Limits) -> None:
-        """Write the merged elements to ``out``."""
-
 
 _VARIABLE = "MERGEKIT_SELECT_KERNEL"
 
@@ -151,14 +143,14 @@ def kernel_name() -> str:
     return "torch"
 
 
-def merge(selection: Selection, limits: Limits = LIMITS, kernel: Kernel | None = None) -> torch.Tensor:
+def merge(selection: Selection, limits: Limits = LIMITS, kernel: ModuleType | None = None) -> torch.Tensor:
     """Return the merged tensor; by the kernel for its device, unless another one is given."""
     merged = new_tensor(selection.tensors[0], limits)
     (kernel or _kernel_for(merged.device)).merge(selection, merged, limits)
     return merged
 
 
-def trace(selection: Selection, limits: Limits = LIMITS, kernel: Kernel | None = None) -> Iterator[Drawn]:
+def trace(selection: Selection, limits: Limits = LIMITS, kernel: ModuleType | None = None) -> Iterator[Drawn]:
     """Tell chunk by chunk where the elements come from.
 
     Kernels copy what they are given. Here each sub-model gives its position where its element differs from the base's,
@@ -187,7 +179,7 @@ def trace(selection: Selection, limits: Limits = LIMITS, kernel: Kernel | None =
         yield Drawn(start, first, chosen)
 
 
-def _kernel_for(device: torch.device) -> Kernel:
+def _kernel_for(device: torch.device) -> ModuleType:
     if device.type == "cpu" and kernel_name() == "c":
         return kernel_c
     return kernel_torch

@@ -1,0 +1,1 @@
+"""Tables, intervals and figures from what was measured."""

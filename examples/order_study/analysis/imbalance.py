@@ -1,0 +1,138 @@
+"""What position in the epoch does to the loss of a fine-tuning sample, under the sub-models and under the merges."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from examples.order_study.analysis.comparisons import groups
+from examples.order_study.analysis.slopes import Bin, Slope, against_others, binned_means, raw_slope, within_slope
+from examples.order_study.measured import Floats, Integers, Measured, Measurements, Positions
+from examples.order_study.model import Kind
+from examples.order_study.settings import Measuring
+from examples.order_study.sources import Frozen
+
+
+class OrderTrend(Frozen):
+    """Loss over position under one order, the samples as they are."""
+
+    order: str
+    slope: Slope | None
+    bins: tuple[Bin, ...]
+
+
+class Trend(Frozen):
+    """Loss over position in one epoch."""
+
+    epoch: Literal["first", "last"]
+    orders: tuple[OrderTrend, ...]
+    raw: Slope | None  # over all samples of all orders
+    raw_bins: tuple[Bin, ...]
+    within: Slope | None  # each sample compared with itself under the other orders
+    within_bins: tuple[Bin, ...]
+
+
+class AnchorCurve(Frozen):
+    """The loss of a model, or the mean loss of several, on samples binned by their position under the anchor."""
+
+    label: str
+    kind: Kind
+    bins: tuple[Bin, ...]
+    difference: tuple[Bin, ...] | None  # less the mean of the other sub-models; None for that mean itself
+    slope: Slope | None  # of that difference
+
+
+class Anchor(Frozen):
+    """The same samples under one sub-model, under the others and under the merges."""
+
+    order: str
+    curves: tuple[AnchorCurve, ...]
+
+
+def trends(measurements: Measurements) -> tuple[Trend, ...]:
+    """Loss over position in the first epoch and, where there are several, in the last one that was completed."""
+    singles, positions = measurements.final("sub-model"), measurements.positions
+    if any(one.training is None for one in singles):
+        return ()
+    losses = np.stack([_per_token(one) for one in singles], axis=1)
+    measuring, result = measurements.study.measuring, []
+    if measurements.epochs:
+        result.append(_trend("first", losses, positions, np.stack([p.first for p in positions], axis=1), measuring))
+    if measurements.epochs > 1:
+        result.append(_trend("last", losses, positions, np.stack([p.last for p in positions], axis=1), measuring))
+    return tuple(result)
+
+
+def anchor(measurements: Measurements) -> Anchor | None:
+    """Losses on samples binned by their position in the first epoch of the first order."""
+    singles = measurements.final("sub-model")
+    if any(one.training is None for one in singles) or len(singles) < 2 or not measurements.epochs:
+        return None
+    first, *others = singles
+    merges = [group for group in groups(measurements) if group.kind in ("average", "selection", "resampling")]
+    # Of resampling the one that resamples most; the others lie between it and selection.
+    shown = [group for group in merges if group.kind != "resampling" or group is merges[-1]]
+    compared: list[tuple[str, Kind, Sequence[Measured]]] = [(f"anchor ({first.model.name})", "sub-model", [first])]
+    compared += [(group.label, group.kind, group.models) for group in shown]
+    where, measuring = measurements.positions[0], measurements.study.measuring
+    clusters = where.first[:, None]
+    positions = _scaled(clusters, where.batches)
+
+    def binned(losses: Floats) -> tuple[Bin, ...]:
+        return binned_means(losses[:, None], positions, measuring.bins, measuring.confidence)
+
+    reference = _mean(others)
+    label = "other sub-models, mean"
+    curves = [AnchorCurve(label=label, kind="sub-model", bins=binned(reference), difference=None, slope=None)]
+    for label, kind, models in compared:
+        if all(one.training is not None for one in models):
+            losses = _mean(models)
+            less = losses - reference
+            slope = raw_slope(less[:, None], positions, clusters, measuring.confidence)
+            curves.append(
+                AnchorCurve(label=label, kind=kind, bins=binned(losses), difference=binned(less), slope=slope)
+            )
+    return Anchor(order=first.model.name, curves=tuple(curves))
+
+
+def _trend(
+    epoch: Literal["first", "last"],
+    losses: Floats,
+    orders: tuple[Positions, ...],
+    batches: Integers,
+    measuring: Measuring,
+) -> Trend:
+    positions = _scaled(batches, orders[0].batches)
+    bins, confidence = measuring.bins, measuring.confidence
+    columns = [(where.order, slice(k, k + 1)) for k, where in enumerate(orders)]
+    several = len(orders) > 1  # with one, there is nothing to compare a sample with itself under
+    return Trend(
+        epoch=epoch,
+        orders=tuple(
+            OrderTrend(
+                order=order,
+                slope=raw_slope(losses[:, k], positions[:, k], batches[:, k], confidence),
+                bins=binned_means(losses[:, k], positions[:, k], bins, confidence),
+            )
+            for order, k in columns
+        ),
+        raw=raw_slope(losses, positions, batches, confidence),
+        raw_bins=binned_means(losses, positions, bins, confidence),
+        within=within_slope(losses, positions, batches, confidence) if several else None,
+        within_bins=binned_means(against_others(losses), positions, bins, confidence) if several else (),
+    )
+
+
+def _scaled(batches: Integers, count: int) -> Floats:
+    """Indices of batches as positions in [0, 1]."""
+    return batches / max(1, count - 1)
+
+
+def _mean(models: Sequence[Measured]) -> Floats:
+    mean: Floats = np.mean([_per_token(one) for one in models], axis=0)
+    return mean
+
+
+def _per_token(one: Measured) -> Floats:
+    assert one.training is not None, one.model.name  # callers have looked
+    return one.training.per_token()

@@ -1,0 +1,1 @@
+"""The merges: recipes, and the stock command that makes them."""

@@ -1,0 +1,77 @@
+"""``check`` on the folder that the merge would be written to."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mergekit_select.findings import Severity
+from tests.check.cases import Case, Cases, checked, kinds, only
+from tests.support.checkpoints import (
+    copied,
+    digests,
+    reshard,
+    tensors_of,
+)
+from tests.support.models import Family
+from tests.support.recipes import SELECTION, recipe
+
+CASES = Cases()
+
+
+@CASES.add("out-is-input")
+def output_over_an_input(llamas: Family, tmp: Path) -> Case:
+    sub = copied(llamas.subs[0], tmp / "out")
+    before = digests(sub)
+    return Case(recipe(SELECTION, llamas.base, [sub, llamas.subs[1]]), lambda out: digests(out) != before)
+
+
+@CASES.add("out-not-writable")
+def output_where_a_file_is(llamas: Family, tmp: Path) -> Case:
+    (tmp / "out").write_text("")
+    return Case(recipe(SELECTION, llamas.base, llamas.subs))
+
+
+@CASES.add("out-stale")
+def unsharded_weights_of_an_earlier_merge(llamas: Family, tmp: Path) -> Case:
+    out = copied(llamas.base, tmp / "out")
+
+    def wrong(_out: Path) -> bool:
+        from transformers import AutoModelForCausalLM
+
+        # transformers loads the weights that were there before
+        loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
+        return torch.equal(loaded["model.norm.weight"], tensors_of(llamas.base)["model.norm.weight"]) and (
+            torch.equal(loaded["lm_head.weight"], tensors_of(llamas.base)["lm_head.weight"])
+        )
+
+    config = recipe("linear", None, llamas.subs, parameters={"weight": 1})
+    return Case(config, wrong, {"out_shard_size": 20_000})
+
+
+@CASES.add("out-stale")
+def index_of_an_earlier_merge(llamas: Family, tmp: Path) -> Case:
+    out = reshard(llamas.base, tmp / "out", 2)
+
+    def wrong(_out: Path) -> bool:
+        from mergekit.io import ShardedTensorIndex
+
+        # mergekit reads the index that was there before
+        return len(ShardedTensorIndex.from_disk(str(out)).shards) == 2
+
+    return Case(recipe(SELECTION, llamas.base, llamas.subs), wrong)
+
+
+def test_an_output_name_that_ends_with_a_slash(llamas: Family, tmp_path: Path) -> None:
+    report = checked(tmp_path, recipe(SELECTION, llamas.base, llamas.subs), f"{tmp_path}/out/")
+    assert kinds(report) == ["out-name"]
+
+
+def test_a_disk_that_is_full(llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    report = checked(tmp_path, recipe(SELECTION, llamas.base, llamas.subs), tmp_path / "out")
+    finding = only(report, "disk-full")
+    assert (finding.severity, finding.value) == (Severity.ERROR, "58.8 KB to write, 10 B free")

@@ -1,0 +1,1 @@
+"""Tests through mergekit's own commands, from the files' bytes to the files' bytes."""

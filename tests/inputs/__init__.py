@@ -1,0 +1,1 @@
+"""Tests: What is read of models and recipes."""

@@ -1,0 +1,1 @@
+"""Tests: What mergekit would do, and what planning must leave alone."""

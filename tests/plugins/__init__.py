@@ -1,0 +1,1 @@
+"""Tests: The startup files, and merge methods of other distributions."""

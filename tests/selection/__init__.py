@@ -1,0 +1,1 @@
+"""Tests: which bits are selected."""

@@ -1,0 +1,1 @@
+"""What the tests share: models small enough to make, recipes, merges, commands, and what a merge must hold."""
