@@ -7,7 +7,8 @@ import importlib
 import click
 
 # Each command, and the module that defines it under the name ``command``.
-_COMMANDS = {name: f"mergekit_select.cli.{name}" for name in ("check", "inspect", "verify", "merge", "run")}
+_NAMES = ("check", "inspect", "verify", "merge", "lock", "reproduce", "run")
+_COMMANDS = {name: f"mergekit_select.cli.{name}" for name in _NAMES}
 
 _EXAMPLES = """\b
 Examples:

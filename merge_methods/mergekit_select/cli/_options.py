@@ -120,6 +120,43 @@ def replay_options(function: _Command) -> _Command:
     )(function)
 
 
+def locked_options(function: _Command) -> _Command:
+    """Give a command ``merge_options`` from those of mergekit-yaml's options that a lock records."""
+    return merge_options(
+        "allow_crimes",
+        "unsafe_truncate_embeddings",
+        "transformers_cache",
+        "lora_merge_dtype",
+        "out_shard_size",
+        "copy_tokenizer",
+        "trust_remote_code",
+        "safe_serialization",
+        "random_seed",
+    )(function)
+
+
+def parse_maps(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Read the values of ``--map``."""
+    result: dict[str, str] = {}
+    for value in values:
+        old, separator, new = value.partition("=")
+        if not (old and separator and new):
+            raise click.BadParameter(f"must be OLD=NEW, got {value!r}")
+        if result.setdefault(old, new) != new:
+            raise click.BadParameter(f"maps {old!r} twice, to {result[old]!r} and {new!r}")
+    return result
+
+
+map_option = click.option(
+    "--map",
+    "locations",
+    multiple=True,
+    metavar="OLD=NEW",
+    callback=parse_maps,
+    help="A model, or a folder of models, that the recipe calls OLD lies at NEW; repeatable",
+)
+
+
 def apply_threads(options: MergeOptions) -> None:
     """Let torch use as many threads as asked for; mergekit's own step fails where torch has computed."""
     if options.num_threads is not None:

@@ -36,7 +36,15 @@ def read_recipes(path: str | Path) -> list[Recipe]:
     Raises:
         RecipeError: The file cannot be read, is no YAML, or has no mapping with ``merge_method`` in it.
     """
-    text = _read(Path(path))
+    return parse_recipes(read_text(path), str(path))
+
+
+def parse_recipes(text: str, path: str) -> list[Recipe]:
+    """Return the merges in a recipe's text; ``path`` is what messages call it.
+
+    Raises:
+        RecipeError: As for ``read_recipes``.
+    """
     try:
         documents = list(yaml.safe_load_all(text))
         duplicates = [tuple(_duplicates(node)) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
@@ -69,13 +77,28 @@ def read_recipe(path: str | Path) -> MergeConfiguration:
         raise RecipeError(
             f"{path} must hold one merge, and holds {len(recipes)}; give one of them in a file of its own"
         )
+    return validated(recipes[0], str(path))
+
+
+def validated(recipe: Recipe, path: str) -> MergeConfiguration:
+    """Return a merge as mergekit reads it.
+
+    Raises:
+        RecipeError: mergekit refuses it.
+    """
     try:
-        return MergeConfiguration.model_validate(recipes[0].raw)
+        return MergeConfiguration.model_validate(recipe.raw)
     except Exception as error:  # mergekit's validators raise what they like
         raise RecipeError(f"mergekit refuses the recipe {path}: {one_line(error)}") from error
 
 
-def _read(path: Path) -> str:
+def read_text(path: str | Path) -> str:
+    """Return a recipe file's text, line endings as they are.
+
+    Raises:
+        RecipeError: It cannot be read, is too large, or is no UTF-8.
+    """
+    path = Path(path)
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
