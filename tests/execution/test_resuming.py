@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import yaml
 
 from mergekit_select import bits
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError
-from mergekit_select.execution import work
+from mergekit_select.execution import local, work
 from mergekit_select.execution.local import Outcome, merge
 from mergekit_select.execution.request import Request
 from tests.support.checkpoints import copied
@@ -139,6 +140,20 @@ def test_a_lost_file_is_made_again(llamas: Any, tmp_path: Path, stock: dict[str,
     sorted((out / ".merge" / "files").iterdir())[0].unlink()
     assert begun(file, out).notes
     assert files_of(out) == stock
+
+
+def test_a_helper_dies(llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock: dict[str, bytes]) -> None:
+    def dying(*_: Any) -> Any:
+        process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(9,))
+        process.start()
+        process.join()
+        return process
+
+    monkeypatch.setattr(local, "_start_helper", dying)
+    request = Request(str(write_recipe(tmp_path, llamas)), str(tmp_path / "out"), {"out_shard_size": SIZE})
+    outcome = merge(request, jobs=2)
+    assert outcome.notes == ("1 of 2 processes ended early (exit code 9); the others went on",)
+    assert files_of(tmp_path / "out") == stock
 
 
 def test_full_disk(llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock: dict[str, bytes]) -> None:
