@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints import merge_here, write_llama
 
+from mergekit_select import bits
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError
-from mergekit_select.execution import work
+from mergekit_select.execution import local, work
 from mergekit_select.execution.local import Outcome, merge
 from mergekit_select.execution.request import Request
+from tests.support.checkpoints import copied
+from tests.support.recipes import merge as merge_stock
 
 SIZE = 4_000  # bytes of a file, which make a dozen of the small Llama
 POINTS = 20
@@ -49,7 +52,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def stock(llamas: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("stock")
-    return files_of(merge_here(folder, yaml.safe_load(write_recipe(folder, llamas).read_text()), out_shard_size=SIZE))
+    return files_of(
+        merge_stock(yaml.safe_load(write_recipe(folder, llamas).read_text()), folder / "out", out_shard_size=SIZE)
+    )
 
 
 def test_killed_at_twenty_points(llamas: Any, tmp_path: Path, stock: dict[str, bytes]) -> None:
@@ -80,15 +85,17 @@ def test_killed_at_twenty_points(llamas: Any, tmp_path: Path, stock: dict[str, b
 def test_what_is_recorded_is_not_computed_again(llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, out = write_recipe(tmp_path, llamas), tmp_path / "out"
     assert not begun(file, out, (1, 2)).finished
-    half = sorted((out / ".merge" / "parts").iterdir())
-    times = [path.stat().st_mtime_ns for path in half]
-    computed = []
-    monkeypatch.setattr(work, "_computed", lambda job, tensor, do=work._computed: computed.append(1) or do(job, tensor))
+    computed: list[str] = []
+
+    def counting(job: Any, tensor: Any, do: Any = work._computed) -> Any:
+        computed.append(tensor.planned.name)
+        return do(job, tensor)
+
+    monkeypatch.setattr(work, "_computed", counting)
     outcome = begun(file, out, (2, 2))
     assert outcome.finished
     tensors = json.loads((out / ".merge" / "tensors.json").read_text())
     assert 0 < len(computed) < len(tensors)
-    assert len(half) == len(times) > 1
     computed.clear()
     assert begun(file, out).finished
     assert not computed
@@ -133,6 +140,20 @@ def test_a_lost_file_is_made_again(llamas: Any, tmp_path: Path, stock: dict[str,
     sorted((out / ".merge" / "files").iterdir())[0].unlink()
     assert begun(file, out).notes
     assert files_of(out) == stock
+
+
+def test_a_helper_dies(llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock: dict[str, bytes]) -> None:
+    def dying(*_: Any) -> Any:
+        process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(9,))
+        process.start()
+        process.join()
+        return process
+
+    monkeypatch.setattr(local, "_start_helper", dying)
+    request = Request(str(write_recipe(tmp_path, llamas)), str(tmp_path / "out"), {"out_shard_size": SIZE})
+    outcome = merge(request, jobs=2)
+    assert outcome.notes == ("1 of 2 processes ended early (exit code 9); the others went on",)
+    assert files_of(tmp_path / "out") == stock
 
 
 def test_full_disk(llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock: dict[str, bytes]) -> None:
@@ -186,7 +207,7 @@ def test_a_second_process_is_refused(llamas: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["recipe", "option", "input"])
 def test_another_plan_is_refused(llamas: Any, tmp_path: Path, what: str) -> None:
-    own = write_llama(tmp_path / "own", 5)
+    own = copied(llamas.base, tmp_path / "own")
     changes = {"base_model": str(own)}
     file, out = write_recipe(tmp_path, llamas, **changes), tmp_path / "out"
     begun(file, out, (1, 2))
@@ -207,10 +228,10 @@ def test_another_plan_is_refused(llamas: Any, tmp_path: Path, what: str) -> None
 
 
 def test_an_input_that_changes_during_the_merge(llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = write_llama(tmp_path / "own", 5)
+    own = copied(llamas.base, tmp_path / "own")
     file, out = write_recipe(tmp_path, llamas, base_model=str(own)), tmp_path / "out"
 
-    def touching(tensor: torch.Tensor, do: Any = work.digest) -> str:
+    def touching(tensor: torch.Tensor, do: Any = bits.digest) -> str:
         os.utime(own / "model.safetensors", (1, 1))
         return str(do(tensor))
 

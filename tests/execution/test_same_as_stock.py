@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mergekit_select.errors import PlanError
 from mergekit_select.execution import layout
 from mergekit_select.execution.local import merge
 from mergekit_select.execution.request import Request
+from tests.support.checkpoints import copied, in_dtype, pickled, tensors_of
 
 SMALL = 16_000  # bytes of a shard, which make several of the small Llamas
 
@@ -99,12 +99,7 @@ def test_aligned_vocabularies(llamas: Any, tmp_path: Path, tokenizer: dict[str, 
 
 
 def test_pickled_inputs(llamas: Any, tmp_path: Path) -> None:
-    models = []
-    for model in llamas.subs:
-        folder = tmp_path / f"{model.name}-pickled"
-        shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-        torch.save(tensors_of(model), folder / "pytorch_model.bin")
-        models.append({"model": str(folder)})
+    models = [{"model": str(pickled(model, tmp_path / f"{model.name}-pickled"))} for model in llamas.subs]
     config = {"merge_method": "parameter_selection", "base_model": str(llamas.base), "models": models}
     assert_same(*both(tmp_path, config))
 
@@ -124,7 +119,7 @@ def test_adapters(llamas: Any, tmp_path: Path) -> None:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(str(tmp_path / "adapter"))
     models = [{"model": f"{llamas.base}+{tmp_path / 'adapter'}"}, {"model": str(llamas.subs[0])}]
     config = {"merge_method": "parameter_selection", "base_model": str(llamas.base), "models": models}
     stock, ours = both(tmp_path, config, lora_merge_cache=str(tmp_path / "cache"))
@@ -132,7 +127,7 @@ def test_adapters(llamas: Any, tmp_path: Path) -> None:
 
 
 def test_mixed_dtypes_promote(llamas: Any, tmp_path: Path) -> None:
-    half = write_llama(tmp_path / "half", 7, dtype="float16")
+    half = copied(llamas.base, tmp_path / "half", in_dtype(torch.float16))
     models = [{"model": str(half)}, {"model": str(llamas.subs[0])}]
     stock, ours = both(
         tmp_path, {"merge_method": "slerp", "base_model": str(half), "models": models[1:], "parameters": {"t": 0.5}}

@@ -19,6 +19,7 @@ Examples:
   mergekit-select merge recipes/select.yml out/
   mergekit-select merge recipes/select.yml out/ --shard 3/16
   mergekit-select merge recipes/select.yml out/ --finish
+  mergekit-select merge recipes/select.yml out/ --ray auto
 """
 
 
@@ -36,6 +37,9 @@ def _parse_share(_context: click.Context, _option: click.Parameter, value: str |
 @click.argument("out", type=click.Path(readable=False))
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes  [default: as cores and memory allow]")
 @click.option("--shard", "share", metavar="k/N", callback=_parse_share, help="Merge only the k-th of N shares")
+@click.option(
+    "--ray", metavar="ADDRESS|auto", help="Merge on the Ray cluster at host:port, or on one found or begun here"
+)
 @click.option("--finish", "only_finish", is_flag=True, help="Only finish a merge whose shares are all merged")
 @click.option("--rehash", is_flag=True, help="Read what is recorded as done again, and compute anew what is damaged")
 @report_options
@@ -61,6 +65,7 @@ def command(
     out: str,
     jobs: int | None,
     share: tuple[int, int] | None,
+    ray: str | None,
     only_finish: bool,
     rehash: bool,
     as_json: bool,
@@ -73,6 +78,11 @@ def command(
 
     Exit codes: 0 done, 1 refused, 2 usage, or something cannot be read or written.
     """
+    if ray is not None and (jobs or share or only_finish or rehash):
+        raise click.UsageError(
+            "--ray decides itself who merges what: give it without --jobs, --shard, --finish, --rehash"
+        )
+    from mergekit_select.execution.cluster import merge_on_ray
     from mergekit_select.execution.local import merge
     from mergekit_select.execution.request import Request
 
@@ -90,7 +100,10 @@ def command(
         shown.update(shown.total - sum(part.nbytes for part in left) - shown.n)
 
     try:
-        outcome = merge(request, jobs=jobs, only_finish=only_finish, rehash=rehash, started=show, progress=show)
+        if ray is not None:
+            outcome = merge_on_ray(request, ray, started=show, progress=show)
+        else:
+            outcome = merge(request, jobs=jobs, only_finish=only_finish, rehash=rehash, started=show, progress=show)
     finally:
         if shown is not None:
             shown.close()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mergekit_select.execution.job import Job
 
 _PAUSE = 0.05  # seconds between two looks at what others have done
-_PROCESS = 1 << 30  # bytes that Python, torch and mergekit take in each process
+PROCESS_BYTES = 1 << 30  # bytes that Python, torch and mergekit take in each process
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def cores() -> int:
 def usable_jobs(job: Job) -> int:
     """Return how many processes cores and free memory allow, and there is work for."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    in_memory = free // (_PROCESS + job.layout.peak)
+    in_memory = free // (PROCESS_BYTES + job.layout.peak)
     return max(1, min(cores(), in_memory, len(job.parts())))
 
 
