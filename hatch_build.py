@@ -2,7 +2,7 @@
 
 Without it the package is pure Python (py3-none-any), and torch's operations merge. With it a wheel is for one platform
 and every Python (py3-none-PLATFORM): the library knows nothing of Python. ``python hatch_build.py FOLDER [OPTION …]``
-compiles the kernel whose source lies in FOLDER, there, with further options for the compiler.
+compiles the kernel whose source lies in FOLDER, there, with further options for the compiler. It adds the recipes too.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ except ModuleNotFoundError:  # run as a program, which needs no hatchling
 else:
 
     class KernelHook(BuildHookInterface[Any]):
-        """Adds the compiled kernel to a wheel; for an editable installation, puts it beside its source."""
+        """Adds the recipes and the compiled kernel to a wheel; an editable installation has both in the checkout."""
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             """Compile before the wheel's files are collected."""
@@ -80,6 +80,8 @@ else:
                 return
             source = Path(self.root, ROOM, "kernel.c")
             in_place = version == "editable"
+            if not in_place:  # an editable installation reads those of the checkout; a copy would grow old
+                build_data["force_include"]["recipes"] = "mergekit_select/recipes"
             self._folder = source.parent if in_place else Path(tempfile.mkdtemp())
             library = self._folder / NAME
             library.unlink(missing_ok=True)

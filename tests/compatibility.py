@@ -36,6 +36,7 @@ SECTIONS = ["Architectures", "Checkpoints", "LoRA", "Recipe forms", "Commands an
 VERSIONS = ["mergekit", "torch", "transformers", "safetensors", "peft", "tokenizers"]
 METHODS = ["parameter_selection", "parameter_selection_resampling"]
 COLUMNS = {"parameter_selection": "selection", "parameter_selection_resampling": "resampling", "": "runs"}
+UP_TO_PYTHON_312 = "from Python 3.13 on mergekit cannot, with any method: its lazy unpickler fails"
 WORKS, GAP, NOT_RUN, FAILS = RESULTS = "yes", "mergekit cannot", "not run here", "FAILS"  # from good to bad
 
 

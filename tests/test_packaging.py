@@ -68,6 +68,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, folder)
     no_caches = shutil.ignore_patterns("__pycache__", "libkernel.*")
     shutil.copytree(SOURCE.parent, folder / SOURCE.parent.name, ignore=no_caches)
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder
 
 
@@ -106,7 +107,8 @@ def test_wheel_holds_the_package_the_startup_files_and_metadata(form: str, reque
     described = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
     metadata = {f"{info}/{name}" for name in described}
     library = {f"mergekit_select/selection/{LIBRARY}"} if form == "wheel" else set()
-    assert set(contents(wheel)) == modules | {"mergekit_select/py.typed"} | STARTUP | metadata | library
+    recipes = {f"mergekit_select/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    assert set(contents(wheel)) == modules | {"mergekit_select/py.typed"} | recipes | STARTUP | metadata | library
 
 
 @compiled
@@ -222,6 +224,7 @@ print(*(method.spec.name for method in merge_methods.registered_methods()))
 print(mergekit_select.__file__)
 print(mergekit_select.selection.kernel_name())
 """
+SHOW = "from mergekit_select.cli import main; main(['recipes', 'show', 'select'])"
 
 
 @pytest.mark.parametrize("form", ["wheel", "plain_wheel", "editable"])
@@ -246,10 +249,13 @@ def test_install_and_uninstall(form: str, request: pytest.FixtureRequest, checko
 
     environment.borrow()
     names, place, kernel = environment.run(METHODS).splitlines()
+    recipe = environment.run(SHOW)
     environment.give_back()
     assert names.split()[-2:] == OWN
     assert place == str(home / "mergekit_select" / "__init__.py")
     assert kernel == ("c" if HAS_COMPILER and form != "plain_wheel" else "torch")
+    assert recipe == (ROOT / "recipes" / "select.yml").read_text("utf-8")
+    assert (home / "mergekit_select" / "recipes").is_dir() == (form != "editable")
 
     pip("uninstall", "--yes", "mergekit-select", python=environment.python)
     assert environment.files() == before

@@ -28,7 +28,7 @@ ALLOWED = {
     "inspection": {"planner", "inputs", "methods", "selection"} | GROUND,
     "verification": {"planner", "inputs"} | GROUND,
     "execution": {"planner", "inputs"} | GROUND,
-    "provenance": {"planner", "inputs", "execution", "verification"} | GROUND,
+    "provenance": {"planner", "inputs", "execution", "verification", "selection"} | GROUND,
     "cli": {"methods", "check", "inspection", "verification", "execution", "provenance", "selection"} | GROUND,
     "__init__": {"selection", "errors"},
 }

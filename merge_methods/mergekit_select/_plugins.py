@@ -51,24 +51,26 @@ def problems() -> tuple[str, ...]:
     return tuple(_problems)
 
 
-def register_plugins(own: bool = True) -> None:
+def register_plugins(own_offered: bool = False) -> None:
     """Load and register the merge methods of all installed distributions, each once per process.
 
     Whatever a plugin raises becomes one warning, SystemExit included: a plugin's sys.exit(0) would end a merge before
     it began, as if it had succeeded.
 
     Args:
-        own: Whether this distribution's are among them; not where its module, half imported, offers them itself.
+        own_offered: Whether this package's methods have been offered already, by their module, at its end.
 
     Raises:
         ImportError: there is no mergekit, or one whose merge methods cannot be registered.
     """
     _require_registry()
     for plugin in installed_plugins(_report):
-        if plugin in _handled or (plugin.distribution == OWN_DISTRIBUTION and not own):
+        if plugin in _handled:
             continue
         half_imported = _half_imported(plugin)
-        if half_imported and plugin.distribution == OWN_DISTRIBUTION:
+        if half_imported and plugin.is_own:
+            if own_offered:
+                continue
             return  # `methods` comes here again at its end; until then no other plugin may take its names
         _handled.add(plugin)
         try:
@@ -97,7 +99,7 @@ def register_methods(*methods: "MergeMethod", and_plugins: bool) -> None:
         except PluginError as error:
             _report_skipped(f"method '{method.spec.name}' of {OWN_DISTRIBUTION}", OWN_DISTRIBUTION, error)
     if and_plugins:
-        register_plugins(own=False)
+        register_plugins(own_offered=True)
 
 
 def _require_registry() -> None:

@@ -16,7 +16,7 @@ MODULES = (test_lora, test_models, test_output, test_parameters, test_recipe, te
 CASES = {name: module.CASES for module in MODULES for name in module.CASES.kinds}
 
 # Shown in tests of their own, since they need another environment or text.
-ELSEWHERE = {"plugin-inactive", "local-path-like-hub-id", "disk-full", "duplicate-key"}
+ELSEWHERE = {"plugin-inactive", "local-path-like-hub-id", "disk-full", "duplicate-key", "lazy-unpickle"}
 OF_VERIFY = {"unfinished", "stale", "inconsistent", "random"}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from mergekit_select.check import opening
 from mergekit_select.findings import Severity
 from tests.check.cases import Case, Cases, checked, kinds, only
 from tests.support.checkpoints import (
@@ -119,6 +120,19 @@ def test_pickles_are_reported_and_never_executed(llamas: Family, tmp_path: Path)
     report = checked(tmp_path, config)
     assert "model-unreadable" in kinds(report, Severity.ERROR)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_lazy_unpickling_is_an_error_where_mergekits_fails(
+    llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    # That it fails from Python 3.13 on: tests/end_to_end/test_checkpoint_forms.py.
+    monkeypatch.setattr(opening, "_LAZY_UNPICKLE_WORKS", works)
+    folder = pickled(llamas.subs[0], tmp_path / "sub")
+    config = recipe(SELECTION, llamas.base, [folder, llamas.subs[1]])
+    wanted = ["model-pickled"] if works else ["model-pickled", "lazy-unpickle"]
+    assert kinds(checked(tmp_path, config, lazy_unpickle=True)) == wanted
+    assert kinds(checked(tmp_path, config)) == ["model-pickled"]
 
 
 @pytest.mark.filterwarnings("ignore")

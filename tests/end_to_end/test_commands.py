@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from mergekit.merge_methods import merge_state_dicts, merge_tensors
 from safetensors.torch import save_file
 
-from tests.compatibility import shows
+from tests.compatibility import UP_TO_PYTHON_312, shows
 from tests.support import expectation
 from tests.support.checkpoints import VOCABULARY, Tensors, copied, tensors_of, without
 from tests.support.commands import run, run_here
@@ -160,13 +161,23 @@ def raw_files(folders: list[Path], to: Path, suffix: str, nested: bool = False) 
     return files
 
 
-@shows("Commands and options", lambda raw: f"`mergekit-pytorch` on raw files: `{raw}`".replace(" --", "` with `--"))
+@shows(
+    "Commands and options",
+    lambda raw: f"`mergekit-pytorch` on raw files: `{raw}`".replace(" --", "` with `--"),
+    note=lambda raw: UP_TO_PYTHON_312 if "--lazy-unpickle" in raw else "",
+)
 @both_methods
 @pytest.mark.parametrize("raw", [".safetensors", ".pt", ".pt --lazy-unpickle"])
 def test_mergekit_pytorch_on_raw_files(llamas: Family, tmp_path: Path, method: str, raw: str) -> None:
     suffix, *options = raw.split()
     files = raw_files(llamas.everyone, tmp_path, suffix)
     config = recipe(method, files[0], files[1:], parameters={"seed": 3})
+    if options and sys.version_info >= (3, 13):
+        linear = recipe("linear", None, files, parameters={"weight": 1.0})
+        for each in (config, linear):
+            with pytest.raises(AttributeError, match="'execute'"):
+                run_here("mergekit-pytorch", written(tmp_path / "raw.yml", each), tmp_path / "out", *options)
+        return
     run_here("mergekit-pytorch", written(tmp_path / "raw.yml", config), tmp_path / "out", "--quiet", *options)
     found = expectation.read(tmp_path / "out")
     expectation.assert_same(found, wanted(method, llamas.base, llamas.subs, seed=3))

@@ -141,7 +141,7 @@ def test_a_recipe_runs_as_its_comment_says(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_for_whom_it_is_what_it_needs_and_how_to_run_it(name: str) -> None:
+def test_a_recipe_is_a_card_for_whom_what_it_needs_how_to_run_it_what_it_gives(name: str) -> None:
     assert problems_with(FOLDER / name) == []
 
 
@@ -153,9 +153,10 @@ def problems_with(file: Path) -> list[str]:
     run = commands(file, "Run:")
     wanted = {
         "a comment on top of five lines and more": len(lines) >= 5,
-        "for whom it is": re.search(r"\bFor (?!models of your own)|\bbaseline for\b", " ".join(lines)),
-        "the package to install": any(re.match(rf"Needs: +pip install {package}( |$)", line) for line in lines),
+        "for whom it is": any(line.startswith("For:") for line in lines),
+        "the package to install": any(re.match(rf"Needs: +pip install {package}( |;|$)", line) for line in lines),
         "one command to run it with": len(run) == 1 and f"recipes/{file.name}" in run[0],
+        "what it gives": any(line.startswith("Gives:") for line in lines),
         "a test": file.name in EXPECTED,
         "the version of the draws": all(document.get("parameters", {}).get("draws") == 1 for document in ours),
     }
@@ -177,6 +178,7 @@ def test_a_recipe_without_a_comment_or_a_test_is_noticed(tmp_path: Path) -> None
         "for whom it is",
         "the package to install",
         "one command to run it with",
+        "what it gives",
         "a test",
         "the version of the draws",
         "a path that begins with ./models/ or a hub id with its commit, not m/order-1",

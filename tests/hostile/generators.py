@@ -26,8 +26,8 @@ ODD: list[Any] = [
     None, True, False, 0, -1, 1.5, 10**30, -(10**30), 1e308, float("nan"), float("inf"), "", " ", "x" * 300, "x" * 5000,
     "\x1b[2J", "a\nSAME: b", "\u202e", "\ud800", "\0", "../../etc/passwd", "/dev/zero", "~", "a@b@c", "a+b+c",
     [], {}, [[]], [{}], {"": {}}, [None], {"a": None}, [1, 2], "linear", "ties", "parameter_selection", "union", "base",
-    "bfloat16", "float8_e4m3fn", "F64", "BOOL", "model.safetensors", ["LlamaForCausalLM"], "MambaForCausalLM",
-    2**63, -(2**63),
+    "bfloat16", "float8_e4m3fn", "F64", "BOOL", "model.safetensors", ["LlamaForCausalLM"], "MambaForCausalLM", 2**63,
+    -(2**63),
 ]  # fmt: skip
 PIECES = [
     b"\0",

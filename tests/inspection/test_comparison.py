@@ -39,6 +39,17 @@ def test_norms_agreement_and_what_no_sub_model_changed() -> None:
         assert tally.unchanged_all == everywhere
 
 
+def test_identical_sub_models_are_said_to_be_identical(tmp_path: Path) -> None:
+    family = small_family()
+    recipe = family.recipe(SELECTION)
+    assert "are identical" not in ran(recipe, tmp_path).output
+    twins = [copied(family.subs[0], tmp_path / name) for name in ("second", "third")]
+    recipe["models"] = [{"model": str(folder)} for folder in (family.subs[0], twins[0], family.subs[1], twins[1])]
+    said = [line for line in ran(recipe, tmp_path).output.splitlines() if "are identical" in line]
+    why = "are identical: the runs did not differ; see docs/training.md"
+    assert said == [f"sub-models 1 and 2 {why}", f"sub-models 1 and 4 {why}"]
+
+
 @pytest.mark.parametrize("method", ["linear", "ties", "passthrough"])
 def test_other_methods(method: str, tmp_path: Path) -> None:
     family = small_family()

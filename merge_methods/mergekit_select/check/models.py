@@ -45,7 +45,8 @@ def _quantised(model: Model, findings: Findings) -> None:
 
 
 def _same_files(models: Sequence[Model], findings: Findings) -> None:
-    # In slices and passthrough one model may well serve twice; there it is one reference.
+    # In slices and passthrough one model may well serve twice; there it is one reference. Copies are not found: equal
+    # headers and sizes are what every run of one base has, and more takes reading, which is left to inspect.
     seen: dict[frozenset[object], Model] = {}
     for model in models:
         files = model.checkpoint.files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,10 @@ from mergekit_select.inputs.hub import is_hub_id, is_pinned, offline, read_hub_m
 from mergekit_select.inputs.lora import fit, newest_change, read_adapter
 from mergekit_select.inputs.references import references
 from mergekit_select.planner.internals import lora_folder
+
+# Up to Python 3.12 a subclass of Unpickler could override persistent_load, as mergekit's lazy one does; from 3.13 on
+# the attribute that torch sets wins, and mergekit gets whole storages in place of its deferred loads.
+_LAZY_UNPICKLE_WORKS = sys.version_info < (3, 13)
 
 
 def open_models(
@@ -110,6 +115,8 @@ class _Opener:
         if checkpoint.pickle is not None:
             kind = kinds.MODEL_PICKLED if checkpoint.pickle else kinds.HUB_PICKLED
             self.findings.add(kind, self.place, model, file=checkpoint.pickle)
+            if self.options.lazy_unpickle and not _LAZY_UNPICKLE_WORKS:
+                self.findings.add(kinds.LAZY_UNPICKLE, self.place, "--lazy-unpickle", model=model)
         return checkpoint
 
     def _warn_of_hub_id(self, path: str) -> None:

@@ -13,7 +13,8 @@ import click
 from mergekit_select.cli._errors import finish
 
 # Each command, and the module that defines it under the name ``command``.
-_COMMANDS = {name: f"mergekit_select.cli.{name}" for name in ("check", "inspect", "verify", "run")}
+_NAMES = ("check", "inspect", "verify", "merge", "lock", "reproduce", "publish", "run", "recipes")
+_COMMANDS = {name: f"mergekit_select.cli.{name}" for name in _NAMES}
 
 _EXAMPLES = """\b
 Examples:
@@ -75,7 +76,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
     help="Show the versions of mergekit-select, mergekit, torch and the draws, and the kernel in use.",
 )
 def main() -> None:
-    """Look at a merge before and after: check a recipe, inspect what it selects, verify an output.
+    """Look at a merge before and after: check a recipe, inspect what it selects, verify an output, share it.
 
     Exit codes: 0 yes (warnings allowed), 1 the answer is no, 2 usage, or a file that cannot be read; 70 a bug, 130
     interrupted, 141 nobody reads the output: there is no answer.

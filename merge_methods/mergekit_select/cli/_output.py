@@ -12,13 +12,17 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mergekit_select.errors import UnreadableError, escaped
+
+if TYPE_CHECKING:
+    from mergekit_select.provenance import Digests
 
 SCHEMA_VERSION = 1
 
@@ -75,6 +79,29 @@ def bar(what: str, unit: str, quiet: bool, items: Iterable[Any] | None = None) -
     from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # typed where types-tqdm is installed
 
     return tqdm(items, desc=what, unit=unit, disable=quiet or not sys.stderr.isatty())
+
+
+@contextmanager
+def counting(what: str, quiet: bool) -> Iterator[Digests]:
+    """Give a block digests of files that are remembered afterwards, with a bar that counts what is hashed.
+
+    huggingface_hub draws bars of its own only where ours are drawn, and what it logs becomes an error of ours or is
+    tried again.
+    """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    if quiet or not sys.stderr.isatty():
+        disable_progress_bars()
+    from mergekit_select.provenance import Digests, default_store
+
+    with bar(what, "B", quiet) as shown:
+        shown.unit_scale = True
+        digests = Digests(default_store(), shown.update)
+        try:
+            yield digests
+        finally:
+            digests.save()
 
 
 def silence_libraries() -> None:

@@ -19,7 +19,7 @@ from mergekit_select.findings import UnusableModelError, some
 from mergekit_select.inputs.bounds import require_regular, require_regular_files
 from mergekit_select.inputs.files import INDEXES, MERGEKIT_LOADS, first_loaded, read_json, read_weight_map
 
-# safetensors' name of a dtype, torch's, bits of an element
+# safetensors' name of a dtype, torch's, bits of an element; in safetensors' own order, by which it places tensors
 DTYPES = {
     "BOOL": ("bool", 8),
     "U8": ("uint8", 8),
@@ -34,10 +34,10 @@ DTYPES = {
     "I32": ("int32", 32),
     "U32": ("uint32", 32),
     "F32": ("float32", 32),
+    "C64": ("complex64", 64),
     "F64": ("float64", 64),
     "I64": ("int64", 64),
     "U64": ("uint64", 64),
-    "C64": ("complex64", 64),
 }
 
 

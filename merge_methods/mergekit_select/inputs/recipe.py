@@ -35,7 +35,15 @@ def read_recipes(path: str | Path) -> list[Recipe]:
     Raises:
         RecipeError: The file cannot be read, is no YAML, or has no mapping with ``merge_method`` in it.
     """
-    text = _read(Path(path))
+    return parse_recipes(read_text(path), str(path))
+
+
+def parse_recipes(text: str, path: str) -> list[Recipe]:
+    """Return the merges in a recipe's text; ``path`` is what messages call it.
+
+    Raises:
+        RecipeError: As for ``read_recipes``.
+    """
     try:
         nodes = compose_yaml(text)
         documents = [construct(node) for node in nodes]
@@ -71,13 +79,28 @@ def read_recipe(path: str | Path) -> MergeConfiguration:
         raise RecipeError(
             f"{path} must hold one merge, and holds {len(recipes)}; give one of them in a file of its own"
         )
+    return validated(recipes[0], str(path))
+
+
+def validated(recipe: Recipe, path: str) -> MergeConfiguration:
+    """Return a merge as mergekit reads it.
+
+    Raises:
+        RecipeError: mergekit refuses it.
+    """
     try:
-        return MergeConfiguration.model_validate(recipes[0].raw)
+        return MergeConfiguration.model_validate(recipe.raw)
     except Exception as error:  # mergekit's validators raise what they like
         raise RecipeError(f"mergekit refuses the recipe {path}: {one_line(error)}") from error
 
 
-def _read(path: Path) -> str:
+def read_text(path: str | Path) -> str:
+    """Return a recipe file's text, line endings as they are.
+
+    Raises:
+        RecipeError: It cannot be read, is too large, or is no UTF-8.
+    """
+    path = Path(path)
     try:
         content = read_file(path, MOST_RECIPE_BYTES)
     except UnreadableError as error:

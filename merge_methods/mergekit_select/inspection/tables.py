@@ -56,7 +56,7 @@ def render(answer: Inspection) -> list[str]:
     total = answer.total
     blocks = [_heading(answer, total), _models(answer, total)]
     if len(answer.models) > 1 and total.agreement:
-        blocks.append(_agreement(answer, total))
+        blocks.append("\n".join([_agreement(answer, total), *_identical(total, len(answer.models))]))
     layers = {_short(layer, answer): tally for layer, tally in answer.layers.items()}
     blocks.append(_groups("layer", layers, answer))
     blocks.append(_groups("module", answer.modules, answer))
@@ -125,6 +125,18 @@ def _agreement(answer: Inspection, total: Tally) -> str:
     columns.popitem()
     names = [f"{number} {name}" for number, name in enumerate(answer.models, 1)]
     return _table("equal between sub-models", names, columns)
+
+
+def _identical(total: Tally, sub_models: int) -> list[str]:
+    """Return a line for each sub-model that has all bits of an earlier one."""
+    earlier: dict[int, int] = {}
+    for (i, j), share in zip(combinations(range(sub_models), 2), total.agreement, strict=True):
+        if share == 1:
+            earlier.setdefault(j, i)
+    return [
+        f"sub-models {i + 1} and {j + 1} are identical: the runs did not differ; see docs/training.md"
+        for j, i in earlier.items()
+    ]
 
 
 def _groups(title: str, groups: Mapping[str, Tally], answer: Inspection) -> str:

@@ -28,8 +28,11 @@ from mergekit.options import MergeOptions
 from mergekit.tokenizer import build as tokenizer_build
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from mergekit_select.planner.reading import Loader
+
 # What mergekit keeps belongs to the whole process: one user at a time. Reentrant, since a plan may need another.
 _lock = threading.RLock()
+stored_config = _model_out_config
 _SETTINGS = ("lora_cache_dir", "hf_cache_dir", "lazy_unpickle", "trust_remote_code", "lora_merge_dtype")
 
 
@@ -49,6 +52,9 @@ def isolated(options: MergeOptions) -> Iterator[LoaderCache]:
         try:
             yield cache
         finally:
+            for loader in LoaderCache.loaders.values():
+                if isinstance(loader, Loader):
+                    loader.close()
             LoaderCache.loaders.clear()
             LoaderCache.loaders.update(loaders)
             infer_architecture_info.cache_clear()

@@ -19,8 +19,8 @@ class Limits:
             thread has woken up.
         part_bytes: Of the result, merged by a thread before it takes the next part.
         huge_pages_bytes: Results of this size and above ask for huge pages; smaller ones may hold none.
-        chunk: The most elements that torch's operations handle at once on a processor; larger chunks fall out of the
-            caches.
+        chunk: The most elements that torch's operations handle at once on a processor: so few that torch does not share
+            an operation among its threads, which takes many times as long where another process is busy.
         accelerator_chunk: The same on an accelerator, which has kernel launches to make up for.
         masks: The most elements of a chunk's masks and positions, of all sub-models together.
     """
@@ -28,7 +28,7 @@ class Limits:
     shared_bytes: int = 1 << 22
     part_bytes: int = 1 << 19
     huge_pages_bytes: int = 1 << 22
-    chunk: int = 1 << 16
+    chunk: int = 1 << 14
     accelerator_chunk: int = 1 << 20
     masks: int = 1 << 24
 
