@@ -54,7 +54,7 @@ def mutated_value(value: Any, random_: random.Random) -> Any:
         holder, key = random_.choice(places)
         if holder is None:
             if random_.random() < 0.1:
-                value = random_.choice(ODD)
+                value = copy.deepcopy(random_.choice(ODD))
             continue
         action = random_.randrange(5)
         if action == 0:
@@ -66,7 +66,7 @@ def mutated_value(value: Any, random_: random.Random) -> Any:
         elif action == 3:
             holder[key] = {str(key): holder[key]}
         else:
-            holder[key] = random_.choice(ODD)
+            holder[key] = copy.deepcopy(random_.choice(ODD))
     return value
 
 

@@ -49,7 +49,7 @@ def command(
     Exit codes: 0 it would (warnings allowed), 1 it would not, 2 RECIPE cannot be read.
     """
     if clean:
-        from mergekit_select.inputs.leftovers import remove_leftovers
+        from mergekit_select.check import remove_leftovers
 
         removed = [str(path) for path in remove_leftovers(Path(out or recipe))]
         print_report("check", {"ok": True, "removed": removed}, [f"removed {path}" for path in removed], as_json)

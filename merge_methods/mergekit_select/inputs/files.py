@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_select.errors import UnreadableError, one_line
-from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file, require_inside
+from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file, require_inside, require_regular_files
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,6 +58,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnreadableError(f"{path} must hold a JSON object, and holds {type(value).__name__}")
     return value
+
+
+def require_readable(folder: Path) -> None:
+    """Refuse a model's folder before mergekit and transformers open it: their own errors do not name the file.
+
+    Raises:
+        UnreadableError: Its config.json is missing, or a file is not what it should be; see ``bounds``.
+    """
+    require_regular_files(folder)
+    read_json(folder / "config.json")
+    for index in INDEXES:
+        if (folder / index).exists():
+            read_weight_map(folder / index)
 
 
 def read_weight_map(path: Path) -> dict[str, str]:

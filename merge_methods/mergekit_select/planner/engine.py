@@ -137,6 +137,8 @@ class Engine:
             with at("the output's tokenizer"):
                 tokenizer = None if plan.tokenizer is None else self._evaluate(plan.tokenizer).tokenizer
                 failure = write_companions(config, plan.architecture, plan.options, tokenizer, folder)
+            if failure is not None and any(folder.iterdir()):  # some files could be copied: the model is damaged
+                raise UnreadableError(f"the output's tokenizer: {one_line(failure)}") from failure
             yield folder, failure
 
     def _with_donors(self) -> list[MergeConfiguration]:

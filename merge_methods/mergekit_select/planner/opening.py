@@ -16,9 +16,8 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_select.errors import UnreadableError
-from mergekit_select.inputs.bounds import require_regular_files
 from mergekit_select.inputs.checkpoint import read_header
-from mergekit_select.inputs.files import INDEXES, read_json, read_weight_map
+from mergekit_select.inputs.files import require_readable
 from mergekit_select.inputs.hub import require_repository
 from mergekit_select.inputs.references import is_local
 from mergekit_select.planner.engine import Engine, at
@@ -75,10 +74,7 @@ def _open(model: ModelReference, cache: LoaderCache, options: MergeOptions, buff
     if is_local(path) and not os.path.isdir(path):
         raise UnreadableError(f"model {model}: there is no folder {path}; local paths begin at the current folder")
     if os.path.isdir(path):
-        require_regular_files(Path(path))
-        read_json(Path(path, "config.json"))  # transformers' own error for a missing config.json does not name the file
-        for name in {*INDEXES} & {*os.listdir(path)}:
-            read_weight_map(Path(path, name))
+        require_readable(Path(path))
     for part in (model.model, model.lora):
         if part is not None and not os.path.isdir(part.path):
             require_repository(part.path, part.revision)
