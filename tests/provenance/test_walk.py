@@ -1,4 +1,4 @@
-"""docs/sharing.md, command by command: one user makes and publishes, another with nothing but the name makes it again."""
+"""docs/sharing.md, command by command: one user publishes, another makes it again by its name."""
 
 from __future__ import annotations
 
