@@ -52,12 +52,14 @@ sanitize: $(VENV)/installed-test
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Both benchmarks, and the budgets beside their figures: docs/performance.md says how long it takes.
+# Both benchmarks, and the budgets beside their figures, in a quarter of an hour. KERNEL_BENCH="--small --no-memory" times
+# tensors of at most 4 Mi elements, and the headline, only.
+KERNEL_BENCH ?=
 BENCH_OUT ?= runs/bench
 BENCH_SCRATCH ?= runs/bench-scratch
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plot]'
-	$(BIN)/python benchmarks/kernel.py --out $(BENCH_OUT)
+	$(BIN)/python benchmarks/kernel.py $(KERNEL_BENCH) --out $(BENCH_OUT)
 	$(BIN)/python benchmarks/whole_process.py --scratch $(BENCH_SCRATCH) --out $(BENCH_OUT)
 	$(BIN)/python benchmarks/budgets.py $(BENCH_OUT)
 

@@ -6,16 +6,19 @@ All are called through mergekit's ``merge_tensors``, the last three as merge met
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from mergekit.merge_methods import MergeMethod, TensorGroup, merge_method, merge_tensors
 
 import correctness
 from inputs import NAME, Inputs
+from mergekit_select.selection.limits import LIMITS, new_tensor
 
-# Words of 64 bits that stay in the cache from one operation to the next.
+# Words of 64 bits that stay in the cache from one operation to the next; so few that torch does not share an operation
+# among its threads.
 _PIECE = 1 << 15
 
 
@@ -27,14 +30,28 @@ def plain_copy(group: TensorGroup) -> torch.Tensor:
 
 @merge_method(name="benchmark_memory")
 def memory_speed(group: TensorGroup) -> torch.Tensor:
-    """Read all sub-models, write one tensor, and compute next to nothing: what selection moves, at memory speed."""
-    result = torch.empty_like(group.non_base[0].tensor)
+    """Read all sub-models, write one tensor, and compute next to nothing: what selection moves, at memory speed.
+
+    In as many threads as torch has, and with huge pages for the result, as selection itself.
+    """
+    result = new_tensor(group.non_base[0].tensor, LIMITS)
     flat = [entry.tensor.view(torch.int64) for entry in group.non_base]
-    for part, *sources in zip(*(tensor.split(_PIECE) for tensor in (result.view(torch.int64), *flat)), strict=True):
-        torch.bitwise_xor(sources[0], sources[-1], out=part)
-        for source in sources[1:-1]:
-            part.bitwise_xor_(source)
+    pieces = zip(*(tensor.split(_PIECE) for tensor in (result.view(torch.int64), *flat)), strict=True)
+
+    def combine(tensors: tuple[torch.Tensor, ...]) -> None:
+        part, first, *others, last = tensors
+        torch.bitwise_xor(first, last, out=part)
+        for other in others:
+            part.bitwise_xor_(other)
+
+    threads = torch.get_num_threads() if result.nbytes >= LIMITS.shared_bytes else 1
+    _ = [*(_pool(threads).map(combine, pieces) if threads > 1 else map(combine, pieces))]
     return result
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
 
 
 @merge_method(name="benchmark_naive")

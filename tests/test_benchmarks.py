@@ -56,14 +56,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return Finished(out, kernel, processes)
 
 
-def test_every_contestant_ran_in_the_first_case(finished):
+def test_every_contestant_ran_in_the_first_case(finished: Finished) -> None:
     first = finished.kernel["cases"][0]
     names = [timing["contestant"] for timing in first["timings"]]
     assert sorted(names) == sorted([*LIMITS, *OURS, *MERGEKITS, "naive torch"])
     assert first["skipped"] == {}
 
 
-def test_every_timing_is_complete(finished):
+def test_every_timing_is_complete(finished: Finished) -> None:
     for case in finished.kernel["cases"]:
         by_name = {timing["contestant"]: timing for timing in case["timings"]}
         linear, copy, memory = (by_name[name]["seconds"]["median"] for name in ("linear", *LIMITS))
@@ -77,7 +77,7 @@ def test_every_timing_is_complete(finished):
             assert timing["elements_per_second"] == case["case"]["elements"] / seconds["median"]
 
 
-def test_after_the_first_case_ours_run_beside_linear_and_the_limits(finished):
+def test_after_the_first_case_ours_run_beside_linear_and_the_limits(finished: Finished) -> None:
     later = finished.kernel["cases"][1:]
     assert [case["case"]["busy"] for case in later] == [True, False]
     for case in later:
@@ -85,12 +85,12 @@ def test_after_the_first_case_ours_run_beside_linear_and_the_limits(finished):
         assert set(case["skipped"]) == {*MERGEKITS, "naive torch"} - {"linear"}
 
 
-def test_peak_memory_is_in_the_results(finished):
+def test_peak_memory_is_in_the_results(finished: Finished) -> None:
     assert [peak["contestant"] for peak in finished.kernel["memory"]] == ["copy of one tensor", "parameter_selection"]
     assert all(isinstance(peak["peak_bytes"], int) for peak in finished.kernel["memory"])
 
 
-def test_peak_memory_is_measured():
+def test_peak_memory_is_measured() -> None:
     """Of tensors of 8 MiB, so large that what differs from one process to the next by chance does not count."""
     tensor = 8 << 20
     program = "import cases, memory, sys; print(memory.measure(sys.argv[1], cases.Case(elements=4 << 20)))"
@@ -102,7 +102,7 @@ def test_peak_memory_is_measured():
     assert abs(resampling) < tensor / 4  # a block of 256 elements is merged on the stack
 
 
-def test_whole_processes_are_measured_against_the_floor(finished):
+def test_whole_processes_are_measured_against_the_floor(finished: Finished) -> None:
     floor, resampling = finished.processes["methods"]
     assert (floor["method"], resampling["method"]) == (FLOOR, RESAMPLING)
     for what, ratio in (("wall_seconds", "wall"), ("cpu_seconds", "cpu"), ("peak_bytes", "peak")):
@@ -111,7 +111,7 @@ def test_whole_processes_are_measured_against_the_floor(finished):
         assert resampling[f"{ratio}_over_floor"] == resampling[what]["median"] / floor[what]["median"]
 
 
-def test_results_say_which_machine(finished):
+def test_results_say_which_machine(finished: Finished) -> None:
     for results in (finished.kernel, finished.processes):
         machine = results["machine"]
         assert machine["cores"] >= 1
@@ -119,7 +119,7 @@ def test_results_say_which_machine(finished):
         assert {"cpu", "system", "python", "torch", "mergekit", "mergekit-select"} <= set(machine)
 
 
-def test_tables(finished):
+def test_tables(finished: Finished) -> None:
     kernel, processes, budgets = (
         (finished.folder / f"{name}.md").read_text(encoding="utf-8") for name in ("kernel", "whole_process", "budgets")
     )
@@ -137,12 +137,12 @@ def test_tables(finished):
     ]
 
 
-def test_budgets_without_results_are_not_measured(tmp_path):
+def test_budgets_without_results_are_not_measured(tmp_path: Path) -> None:
     end(start("budgets.py", tmp_path))
     rows = (tmp_path / "budgets.md").read_text(encoding="utf-8").splitlines()[2:]
     assert all(row.endswith("| not measured yet |") for row in rows)
 
 
-def test_a_plot_is_drawn(finished):
+def test_a_plot_is_drawn(finished: Finished) -> None:
     pytest.importorskip("matplotlib")
     assert (finished.folder / "kernel.png").read_bytes().startswith(b"\x89PNG")

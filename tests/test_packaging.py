@@ -56,7 +56,7 @@ def build(command: str, source: Path, place: Path, **variables: str) -> Path:
         run([sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", place], source)
     else:
         options = ["--no-build-isolation", "--no-deps", "--no-index"]
-        pip("wheel", *options, "--wheel-dir", place, source, folder=place, **variables)
+        pip("wheel", *options, "--wheel-dir", place, source, python=None, folder=place, **variables)
     (built,) = place.iterdir()
     return built
 
@@ -129,7 +129,7 @@ def test_wheel_without_a_kernel_is_for_every_platform(plain_wheel: Path) -> None
     ],
 )
 def test_why_there_is_no_kernel_is_said_in_one_line(checkout: Path, tmp_path: Path, compiler: str, reason: str) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path]
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     environment = {**os.environ, "CC": compiler}
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     assert done.returncode == 0

@@ -287,6 +287,8 @@ OUT_STALE = _error("out-stale",
     "remove them, or give another folder")
 OUT_LEFTOVERS = _warning("out-stale",
     "weights of an earlier merge stay in the folder beside the new ones", "remove them, or give another folder")
+OUT_TEMPORARY = _note("out-temporary",
+    "a merge that was interrupted left this file, and nothing removes it", "run `mergekit-select check --clean`")
 DISK_FULL = _error("disk-full", "the output must fit on the disk", "free some, or merge into another folder")
 MEMORY = _warning("memory",
     "the merge is expected to need more memory than there is", "give a smaller --out-shard-size, such as 1B")
@@ -306,6 +308,16 @@ WEIGHTS_STALE = _error("stale", "of another merge into this folder; transformers
 SHARD_FORGOTTEN = _error("inconsistent",
     "{index} names no tensor of this shard, which is of the same merge", "restore the index, or merge again")
 FILES_DISAGREE = _error("inconsistent", "{problem}")
+COMPANION_MISSING = _error("unfinished",
+    "missing: mergekit writes it after all tensors, unless run with --no-copy-tokenizer",
+    "merge again, or give --no-copy-tokenizer")
+COMPANION_DIFFERS = _error("inconsistent",
+    "it is not the file that the recipe gives: {problem}", "merge again, or restore it")
+COMPANION_EXTRA = _error("stale",
+    "transformers or peft may load it, and the recipe gives no such file", "delete it")
+ADAPTER_BESIDE = _error("stale",
+    "where peft is installed, transformers applies this adapter to the weights, and the recipe gives none", "delete it")
+TOKENIZER_REORDERED = _error("random", "{problem}: the order of a union vocabulary changes from run to run")
 
 # --- provenance: is everything what a lock or a record says? ---
 
@@ -362,6 +374,9 @@ UNION_REORDERED = _warning("random",
     "tokenizer: union reorders the vocabulary in every run: rows of embeddings and lm_head may be in another order,"
     " and a difference does not mean a different recipe",
     "an output that can be verified needs one model, or base, as the tokenizer's source")
+
+LEFTOVER = _note("out-temporary", OUT_TEMPORARY.rule, OUT_TEMPORARY.remedy)
+NO_TOKENIZER = _note("tokenizer-missing", "the recipe gives no tokenizer: {problem}")
 
 # fmt: on
 

@@ -74,7 +74,7 @@ def test_tied_and_untied_embeddings_mixed(llamas: Family, tmp_path: Path, method
     assert model.lm_head.weight is not model.model.embed_tokens.weight
 
 
-@shows("Checkpoints", "tensors that the architecture does not know", note="mergekit leaves them out without a word")
+@shows("Checkpoints", "tensors that the architecture does not know", note="mergekit silently leaves them out")
 @both_methods
 def test_extra_tensors_are_left_out(llamas: Family, tmp_path: Path, method: str) -> None:
     extra = copied(llamas.subs[0], tmp_path / "extra", lambda tensors: tensors.update({"more.weight": torch.ones(3)}))

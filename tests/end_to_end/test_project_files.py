@@ -13,7 +13,7 @@ import mergekit_select
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_citation_is_of_this_version_and_names_the_paper():
+def test_the_citation_is_of_this_version_and_names_the_paper() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == mergekit_select.__version__
     (paper,) = citation["references"]
@@ -22,13 +22,13 @@ def test_the_citation_is_of_this_version_and_names_the_paper():
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"])
-def test_links_of_the_project_pages_lead_somewhere(name):
+def test_links_of_the_project_pages_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), f"{name} links to {target}"
 
 
-def test_every_action_of_the_workflows_is_pinned_to_a_commit():
+def test_every_action_of_the_workflows_is_pinned_to_a_commit() -> None:
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
     assert len(workflows) >= 4
     for workflow in workflows:
@@ -36,7 +36,7 @@ def test_every_action_of_the_workflows_is_pinned_to_a_commit():
             assert action.startswith("./") or re.search(r"@[0-9a-f]{40}$", action), f"{workflow.name}: {action}"
 
 
-def test_every_make_target_that_the_contributors_page_names_exists():
+def test_every_make_target_that_the_contributors_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = re.findall(r"`make ([a-z ]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert {target for line in named for target in line.split()} <= targets

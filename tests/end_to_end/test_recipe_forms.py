@@ -105,7 +105,7 @@ def test_slices_of_different_layers_and_models(llamas: Family, tmp_path: Path, m
     "Recipe forms",
     "`slices`, the last of which has more sources than the first",
     gap=True,
-    note="final norm and head: mergekit leaves out, without a word, as many sources of the last slice",
+    note="final norm and head: mergekit silently leaves out as many sources of the last slice",
 )
 def test_mergekit_forgets_sources_of_the_last_slice_for_norm_and_head(llamas: Family, tmp_path: Path) -> None:
     base, one, two, three = llamas.everyone

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from examples.order_study.data.parts import Example, read_parts
 from examples.order_study.data.records import expand, read_json_lines
 from examples.order_study.data.samples import collator, encode, encode_part, prompt_ids
 from examples.order_study.errors import StudyError
-from examples.order_study.settings import FreshBase, GivenBase, Study
+from examples.order_study.settings import FreshBase, GivenBase, Part, Study
 from examples.order_study.sources import HubDataset, JsonLines, Text, TextFile
 from examples.quickstart.train import train_tokenizer
 
@@ -357,7 +358,11 @@ def words(**special: str) -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate(["a", "b", "<end>", "<none>"])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<none>"))
     tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", padding_side="left", **special)
+    wrapped: Any = PreTrainedTokenizerFast
+    made: PreTrainedTokenizerFast = wrapped(
+        tokenizer_object=tokenizer, eos_token="<end>", padding_side="left", **special
+    )
+    return made
 
 
 def test_without_a_token_for_padding_batches_are_padded_with_the_end_token() -> None:
@@ -431,7 +436,7 @@ def test_a_chat_template_frames_the_prompt(tmp_path: Path, train: Path, held_out
 
 def test_samples_beyond_the_limit_are_left_out_and_counted(train: Path, held_out: Path) -> None:
     tokenizer = train_tokenizer(["x"], 300, 100)
-    parts = {"fine_tuning": read_parts(given(pairs(train, held_out)))["fine_tuning"]}
+    parts: dict[Part, Sequence[Example]] = {"fine_tuning": read_parts(given(pairs(train, held_out)))["fine_tuning"]}
     lengths = [len(one["input_ids"]) for one in encode(parts, Text(), tokenizer, 100)["fine_tuning"].samples]
     data = pairs(train, held_out, max_tokens=sorted(lengths)[10] - 1)
     made = encode(parts, data, tokenizer, 100)["fine_tuning"]

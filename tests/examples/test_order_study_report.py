@@ -85,7 +85,7 @@ def like_average(measurements: Measurements) -> Measurements:
     """The measurements with all merges as good as the average, to the bit."""
     (average,) = measurements.final("average")
     for kind in ("selection", "resampling"):
-        for one in measurements.final(kind):  # type: ignore[arg-type]  # a kind
+        for one in measurements.final(kind):
             measurements = replaced(measurements, one.model.name, held_out=average.held_out, exact=average.exact)
     return measurements
 

@@ -433,7 +433,7 @@ def test_figures_that_cannot_be_drawn_are_known_of_at_once(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     result = invoke(config, tmp_path / "out")
     assert result.exit_code == 1
-    assert result.output.startswith("Error: figures need matplotlib, which is not installed: pip install")
+    assert result.output.startswith("Error: figures are drawn by matplotlib, which is not installed: pip install")
     assert not (tmp_path / "out").exists()
 
 
@@ -477,7 +477,8 @@ def test_controls_and_precision_are_part_of_the_study(config: Path, copy: Path, 
     found = load(copy / "results.json")
     assert [row.label for row in found.table][-3:] == ["longer", "ties", "stretch-1.5"]
     assert {"longer", "stretch-1.5"} <= {one.against for one in found.differences if one.row == "average"}
-    assert found.models[0]["loss"] == pytest.approx(before.models[0]["loss"], rel=0.02) != before.models[0]["loss"]
+    assert found.models[0]["loss"] == pytest.approx(before.models[0]["loss"], rel=0.02)
+    assert found.models[0]["loss"] != before.models[0]["loss"]
     assert (
         json.loads((copy / "models" / "longer" / "made.json").read_text())["made_from"]["run"]["training"]["epochs"]
         == 4

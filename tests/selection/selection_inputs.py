@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -32,7 +34,9 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
 
 
-def random_bits(shape, dtype, generator_seed, distinct=None):
+def random_bits(
+    shape: Sequence[int], dtype: torch.dtype, generator_seed: int, distinct: int | None = None
+) -> torch.Tensor:
     """A tensor of any bits at all: NaN payloads, infinities, negative zeros and subnormals among them."""
     generator = torch.Generator().manual_seed(generator_seed)
     if distinct is None:
@@ -42,13 +46,17 @@ def random_bits(shape, dtype, generator_seed, distinct=None):
     return bits(values)[torch.randint(0, distinct, shape, generator=generator)].view(dtype)
 
 
-def inputs(count, shape, dtype, distinct=3):
+def inputs(
+    count: int, shape: Sequence[int], dtype: torch.dtype, distinct: int | None = 3
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Sub-models and a base that agree often."""
     tensors = [random_bits(shape, dtype, k + 1, distinct) for k in range(count)]
     return tensors, random_bits(shape, dtype, 0, distinct)
 
 
-def expected(tensors, base=None, **options):
+def expected(
+    tensors: Sequence[torch.Tensor], base: torch.Tensor | None = None, **options: Any
+) -> tuple[list[int], list[int], list[int]]:
     """What the reference says: merged elements, first drawn, and chosen."""
     lists = [bits(tensor).flatten().tolist() for tensor in tensors]
     return reference.merge(lists, None if base is None else bits(base).flatten().tolist(), **options)

@@ -6,7 +6,9 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from mergekit_select.selection import kernel_c, kernel_name
 from mergekit_select.selection.limits import Limits
 from mergekit_select.selection.merge import merge, trace
-from mergekit_select.selection.plan import make_selection
+from mergekit_select.selection.plan import Selection, make_selection
 from tests import reference
 from tests.selection import random_configurations
 from tests.selection.selection_inputs import DTYPES, KERNELS, bits, expected, guarded, inputs, random_bits, same
@@ -30,16 +32,23 @@ compiled = pytest.mark.skipif(kernel_c.library() is None, reason="the kernel was
 
 
 @pytest.fixture(params=[pytest.param("c", marks=compiled), "torch"])
-def kernel(request):
+def kernel(request: pytest.FixtureRequest) -> Any:
     return KERNELS[request.param]
 
 
-def selection(tensors, base=None, weights=None, rounds=None, seed=0, name=""):
+def selection(
+    tensors: Sequence[torch.Tensor],
+    base: torch.Tensor | None = None,
+    weights: Any = None,
+    rounds: int | None = None,
+    seed: int = 0,
+    name: str = "",
+) -> Selection:
     return make_selection(tensors, base, weights, rounds, seed, name)
 
 
 @compiled
-def test_the_compiled_kernel_is_used_where_it_is_there(monkeypatch):
+def test_the_compiled_kernel_is_used_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MERGEKIT_SELECT_KERNEL", raising=False)
     assert kernel_name() == "c"
 
@@ -56,7 +65,17 @@ def test_the_compiled_kernel_is_used_where_it_is_there(monkeypatch):
     LENGTHS,
     st.sampled_from([8, 13, 1 << 16]),
 )
-def test_results_and_origins_are_those_of_the_reference(which, weights, dtype, with_base, rounds, seed, name, n, chunk):
+def test_results_and_origins_are_those_of_the_reference(
+    which: str,
+    weights: Any,
+    dtype: torch.dtype,
+    with_base: bool,
+    rounds: int | None,
+    seed: int,
+    name: str,
+    n: int,
+    chunk: int,
+) -> None:
     tensors, base = inputs(len(weights), (n,), dtype)
     options = dict(weights=weights, seed=seed, name=name)
     if with_base:
@@ -74,7 +93,7 @@ def test_results_and_origins_are_those_of_the_reference(which, weights, dtype, w
 
 @compiled
 @pytest.mark.parametrize("case", range(100))
-def test_kernels_and_reference_agree_on_random_configurations(case):
+def test_kernels_and_reference_agree_on_random_configurations(case: Any) -> None:
     random_configurations.check(case)
 
 
@@ -89,7 +108,9 @@ def test_kernels_and_reference_agree_on_random_configurations(case):
         [1 + 2**-45, 1, 1, 1],  # equal slots, of which each has many
     ],
 )
-def test_large_sums_of_slots_give_the_right_result(kernel, dtype, rounds, weights):
+def test_large_sums_of_slots_give_the_right_result(
+    kernel: Any, dtype: torch.dtype, rounds: int | None, weights: Any
+) -> None:
     tensors, base = inputs(len(weights), (300,), dtype, distinct=2)
     found = merge(selection(tensors, base, weights, rounds), kernel=kernel)
     assert bits(found).tolist() == expected(tensors, base, weights=weights, rounds=rounds)[0]
@@ -99,7 +120,7 @@ def test_large_sums_of_slots_give_the_right_result(kernel, dtype, rounds, weight
 
 @pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 64, 300, 1024])
 @pytest.mark.parametrize("rounds", [None, 1, 5, 20])
-def test_many_sub_models(kernel, count, rounds):
+def test_many_sub_models(kernel: Any, count: int, rounds: int | None) -> None:
     tensors, base = inputs(count, (50,), torch.bfloat16)
     found = merge(selection(tensors, base, rounds=rounds), kernel=kernel)
     assert bits(found).tolist() == expected(tensors, base, rounds=rounds)[0]
@@ -107,7 +128,7 @@ def test_many_sub_models(kernel, count, rounds):
 
 
 @compiled
-def test_a_thousand_rounds_cross_off_a_thousand_sub_models():
+def test_a_thousand_rounds_cross_off_a_thousand_sub_models() -> None:
     """Of 1,024 sub-models one differs from the base; where the rounds end before it is drawn, the base stays."""
     base = torch.zeros(9)
     tensors = [base] * 700 + [base + 1] + [base] * 323
@@ -131,7 +152,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk", [4, 52, 1 << 16])
-def test_strides_do_not_matter(kernel, layout, dtype, chunk):
+def test_strides_do_not_matter(kernel: Any, layout: str, dtype: torch.dtype, chunk: int) -> None:
     limits = Limits(shared_bytes=1, part_bytes=chunk * dtype.itemsize, chunk=chunk)
     tensors, base = inputs(4, (7, 8, 9), dtype)
     strided = [LAYOUTS[layout](t) for t in [*tensors, base]]
@@ -150,7 +171,7 @@ def test_strides_do_not_matter(kernel, layout, dtype, chunk):
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (1, 1, 1)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_shapes_at_the_edge(kernel, shape, dtype):
+def test_shapes_at_the_edge(kernel: Any, shape: Sequence[int], dtype: torch.dtype) -> None:
     tensors, base = inputs(3, shape, dtype)
     merged = merge(selection(tensors), kernel=kernel)
     assert merged.shape == shape
@@ -162,7 +183,7 @@ def test_shapes_at_the_edge(kernel, shape, dtype):
     assert sum(len(origin.chosen) for origin in trace(selection(tensors), kernel=kernel)) == merged.numel()
 
 
-def test_memory_that_is_not_aligned_is_read(kernel):
+def test_memory_that_is_not_aligned_is_read(kernel: Any) -> None:
     """As that of a tensor in a mapped file whose header has an odd length."""
     store = random_bits((4001,), torch.float8_e5m2, 5).view(torch.uint8)
     memory = (ctypes.c_char * 4001).from_buffer(bytearray(store.numpy().tobytes()))
@@ -171,7 +192,7 @@ def test_memory_that_is_not_aligned_is_read(kernel):
     assert bits(merge(selection(shifted), kernel=kernel)).tolist() == expected([t.clone() for t in shifted])[0]
 
 
-def test_a_tensor_that_stands_for_its_negative_is_read_as_what_it_stands_for(kernel):
+def test_a_tensor_that_stands_for_its_negative_is_read_as_what_it_stands_for(kernel: Any) -> None:
     negative = torch._neg_view(torch.arange(1.0, 9.0))
     assert negative.is_neg()
     assert same(merge(selection([negative]), kernel=kernel), -torch.arange(1.0, 9.0))
@@ -179,14 +200,14 @@ def test_a_tensor_that_stands_for_its_negative_is_read_as_what_it_stands_for(ker
 
 @pytest.mark.parametrize("origin", [0, 1, 3, 2**32 - 2, 2**32 + 1, 2**40 + 6])
 @pytest.mark.parametrize("rounds", [None, 1])
-def test_a_run_far_into_a_tensor_has_the_draws_of_its_place(kernel, origin, rounds):
+def test_a_run_far_into_a_tensor_has_the_draws_of_its_place(kernel: Any, origin: int, rounds: int | None) -> None:
     tensors, base = inputs(3, (BLOCK + 9,), torch.bfloat16, distinct=2)
     found = merge(replace(selection(tensors, base, rounds=rounds), origin=origin), kernel=kernel)
     assert bits(found).tolist() == expected(tensors, base, rounds=rounds, start=origin)[0]
 
 
 @compiled
-def test_elements_beyond_2_to_the_32_are_found():
+def test_elements_beyond_2_to_the_32_are_found() -> None:
     """Of a view that repeats its rows, since memory of such a size is rarely there."""
     rows = [random_bits((1, 1 << 16), torch.bfloat16, k).expand(1 << 17, -1) for k in range(3)]
     start, count = 2**32 + 2**16 - 100, 200
@@ -210,7 +231,7 @@ needs_pages = pytest.mark.skipif(sys.platform == "win32", reason="no mprotect")
 @pytest.mark.parametrize("size", [1, 3, 31, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 7])
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize("count", [1, 3, 17])
-def test_nothing_is_touched_before_or_after_a_buffer(dtype, size, at_end, count):
+def test_nothing_is_touched_before_or_after_a_buffer(dtype: torch.dtype, size: int, at_end: bool, count: int) -> None:
     tensors, base = inputs(count, (size,), dtype)
     *tensors, base = [guarded(t, at_end) for t in (*tensors, base)]
     out = guarded(torch.zeros_like(base), at_end)
@@ -225,7 +246,7 @@ def test_nothing_is_touched_before_or_after_a_buffer(dtype, size, at_end, count)
 
 
 @needs_pages
-def test_a_guarded_page_is_guarded():
+def test_a_guarded_page_is_guarded() -> None:
     """Or the test above could not fail."""
     code = """
 import ctypes, sys, torch

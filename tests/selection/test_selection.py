@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from mergekit_select import drawn, resample, select
 from mergekit_select.errors import ParameterError, TensorError, UnsupportedDtypeError
 from tests.selection.selection_inputs import DTYPES, bits, inputs, random_bits, same
 
+Large = tuple[list[torch.Tensor], torch.Tensor]
+
 SIZE = 3 << 17  # several chunks, several threads
 
 
 @pytest.fixture(scope="module")
-def large():
+def large() -> Large:
     """Five sub-models and a base whose values agree in independent places."""
     base = random_bits((SIZE,), torch.bfloat16, 0)
     masks = [torch.rand(SIZE, generator=torch.Generator().manual_seed(k)) < 0.4 for k in range(5)]
@@ -27,7 +31,7 @@ def large():
     return tensors, base
 
 
-def test_one_sub_model_is_copied():
+def test_one_sub_model_is_copied() -> None:
     tensor = random_bits((40, 50), torch.float32, 1)
     merged = select([tensor])
     assert same(merged, tensor)
@@ -35,14 +39,14 @@ def test_one_sub_model_is_copied():
     assert same(resample([tensor], random_bits((40, 50), torch.float32, 2)), tensor)
 
 
-def test_results_carry_no_autograd_history_and_alias_no_input():
+def test_results_carry_no_autograd_history_and_alias_no_input() -> None:
     tensors = [torch.randn(100, requires_grad=True) for _ in range(3)]
     for merged in (select(tensors), resample(tensors, tensors[0]), select(tensors[:1])):
         assert not merged.requires_grad
         assert merged.data_ptr() not in {t.data_ptr() for t in tensors}
 
 
-def test_inference_mode_changes_no_bit():
+def test_inference_mode_changes_no_bit() -> None:
     tensors, base = inputs(3, (1000,), torch.bfloat16)
     expected = select(tensors), resample(tensors, base, rounds=1)
     with torch.inference_mode():
@@ -52,14 +56,14 @@ def test_inference_mode_changes_no_bit():
     assert same(select(inside), expected[0])
 
 
-def test_equality_with_the_base_is_equality_of_bits():
+def test_equality_with_the_base_is_equality_of_bits() -> None:
     negative_zero, nan = torch.tensor([-0.0]), torch.tensor([math.nan])
     assert same(resample([negative_zero], torch.tensor([0.0])), negative_zero)
     for d in drawn([nan], nan.clone()):
         assert d.chosen.tolist() == [-1]
 
 
-def test_origins_may_be_asked_for_between_merges(large):
+def test_origins_may_be_asked_for_between_merges(large: Large) -> None:
     tensors, base = ([t[:200_000] for t in large[0]], large[1][:200_000])
     expected = [origin.chosen for origin in drawn(tensors)]
     found = []
@@ -71,7 +75,7 @@ def test_origins_may_be_asked_for_between_merges(large):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_every_element_stems_from_an_allowed_candidate(large):
+def test_every_element_stems_from_an_allowed_candidate(large: Large) -> None:
     tensors, base = large
     weights = [1, 0, 2, 3, 0]
     allowed = torch.stack([bits(t) for t, w in zip(tensors, weights, strict=True) if w])
@@ -81,13 +85,13 @@ def test_every_element_stems_from_an_allowed_candidate(large):
     assert bool(((allowed == merged).any(0) | (merged == bits(base))).all())
 
 
-def chi_square(observed, probabilities):
+def chi_square(observed: Sequence[float], probabilities: Sequence[float]) -> float:
     total = sum(observed)
     return sum((o - total * p) ** 2 / (total * p) for o, p in zip(observed, probabilities, strict=True) if p)
 
 
 @pytest.mark.parametrize("weights", [[1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [0.3, 0, 0.7, 1e-2, 4]])
-def test_frequencies_follow_the_weights(weights):
+def test_frequencies_follow_the_weights(weights: Any) -> None:
     tags = [torch.full((SIZE,), float(k)) for k in range(5)]
     observed = torch.bincount(select(tags, weights=weights, seed=3).long(), minlength=5).tolist()
     assert [o == 0 for o in observed] == [w == 0 for w in weights]
@@ -95,7 +99,7 @@ def test_frequencies_follow_the_weights(weights):
     assert chi_square(observed, [w / sum(weights) for w in weights]) < 33
 
 
-def test_frequencies_among_those_that_differ_follow_the_weights(large):
+def test_frequencies_among_those_that_differ_follow_the_weights(large: Large) -> None:
     tensors, base = large
     weights = [1, 2, 3, 4, 5]
     differ = torch.stack([bits(t) != bits(base) for t in tensors])
@@ -111,7 +115,7 @@ def test_frequencies_among_those_that_differ_follow_the_weights(large):
         assert chi_square(observed[1:], [w / sum(kept) for w in kept]) < 33
 
 
-def test_no_element_equals_the_base_where_a_sub_model_of_positive_weight_differs(large):
+def test_no_element_equals_the_base_where_a_sub_model_of_positive_weight_differs(large: Large) -> None:
     tensors, base = large
     merged = bits(resample(tensors, base, weights=[1, 0, 1, 1, 0]))
     differs = torch.stack([bits(tensors[k]) != bits(base) for k in (0, 2, 3)]).any(0)
@@ -119,7 +123,7 @@ def test_no_element_equals_the_base_where_a_sub_model_of_positive_weight_differs
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 4, 9])
-def test_the_share_left_at_the_base_is_that_of_drawing_without_replacement(large, rounds):
+def test_the_share_left_at_the_base_is_that_of_drawing_without_replacement(large: Large, rounds: int) -> None:
     tensors, base = large
     left = float((bits(resample(tensors, base, rounds=rounds, seed=1)) == bits(base)).double().mean())
     expected = 0.4 ** min(rounds + 1, 5)
@@ -135,7 +139,7 @@ def test_the_share_left_at_the_base_is_that_of_drawing_without_replacement(large
         assert abs(float(stays[here].double().mean()) - p) <= 4.5 * error
 
 
-def test_redrawing_changes_only_what_equals_the_base(large):
+def test_redrawing_changes_only_what_equals_the_base(large: Large) -> None:
     tensors, base = large
     selected, redrawn = bits(select(tensors, seed=8)), bits(resample(tensors, base, rounds=1, seed=8))
     unchanged = selected == bits(base)
@@ -143,7 +147,7 @@ def test_redrawing_changes_only_what_equals_the_base(large):
     assert float((redrawn[unchanged] != bits(base)[unchanged]).double().mean()) > 0.5
 
 
-def test_rounds_of_all_alternatives_give_the_bits_of_no_rounds(large):
+def test_rounds_of_all_alternatives_give_the_bits_of_no_rounds(large: Large) -> None:
     tensors, base = large
     unlimited = resample(tensors, base)
     for rounds in (4, 5, 1000):
@@ -152,7 +156,7 @@ def test_rounds_of_all_alternatives_give_the_bits_of_no_rounds(large):
     assert same(resample(tensors, base, weights=weights, rounds=2), resample(tensors, base, weights=weights))
 
 
-def test_where_all_differ_resampling_is_selection(large):
+def test_where_all_differ_resampling_is_selection(large: Large) -> None:
     tensors, base = large
     differ = torch.stack([bits(t) != bits(base) for t in tensors]).all(0)
     selected = bits(select(tensors, seed=6))
@@ -160,7 +164,7 @@ def test_where_all_differ_resampling_is_selection(large):
         assert torch.equal(bits(resample(tensors, base, rounds=rounds, seed=6))[differ], selected[differ])
 
 
-def test_permuting_models_of_equal_weight_permutes_candidates_and_leaves_draws(large):
+def test_permuting_models_of_equal_weight_permutes_candidates_and_leaves_draws(large: Large) -> None:
     tensors, _ = large
     order = [3, 1, 4, 0, 2]
     first = torch.cat([d.chosen for d in drawn(tensors)])
@@ -170,7 +174,7 @@ def test_permuting_models_of_equal_weight_permutes_candidates_and_leaves_draws(l
     assert torch.equal(bits(select([tensors[k] for k in order])), stacked.gather(0, first.long()[None])[0])
 
 
-def test_identical_models_merge_to_that_model(large):
+def test_identical_models_merge_to_that_model(large: Large) -> None:
     tensors, base = large
     assert same(select([tensors[0]] * 7, weights=[1, 2, 3, 4, 5, 6, 7]), tensors[0])
     assert same(resample([tensors[0]] * 3, base), tensors[0])
@@ -178,7 +182,7 @@ def test_identical_models_merge_to_that_model(large):
 
 
 @pytest.mark.parametrize("scale", [1e-200, 0.1, 3.0, 1e200])
-def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large, scale):
+def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large: Large, scale: float) -> None:
     tensors, base = large
     assert same(select(tensors, weights=[scale] * 5), select(tensors))
     weights = [0.1, 0.2, 0.3, 0.25, 0.15]
@@ -211,7 +215,7 @@ def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large, scale)
             ParameterError,
             "rounds must be at least 1, got 0; leave it out to redraw until the value differs",
         ),
-        (lambda t: select(["x"]), TensorError, "selection takes dense tensors, got str; convert it before"),
+        (lambda _: select(cast(Any, ["x"])), TensorError, "selection takes dense tensors, got str; convert it before"),
         (
             lambda t: resample([t], t.to_sparse()),
             TensorError,
@@ -237,7 +241,7 @@ def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large, scale)
         ),
     ],
 )
-def test_what_is_refused(call, kind, message):
+def test_what_is_refused(call: Any, kind: Any, message: str) -> None:
     with pytest.raises(kind) as raised:
         call(torch.zeros(4))
     assert str(raised.value) == message
@@ -248,7 +252,7 @@ def test_what_is_refused(call, kind, message):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rounds", [None, 1, 2, 3])
 @pytest.mark.parametrize("weights", [None, [1, 2, 0, 0.3, 1]])
-def test_an_accelerator_gives_the_same_bits(dtype, rounds, weights):
+def test_an_accelerator_gives_the_same_bits(dtype: torch.dtype, rounds: int | None, weights: Any) -> None:
     tensors, base = inputs(5, (1001, 1003), dtype)
     on_device = [t.cuda() for t in tensors]
     assert same(select(on_device, weights=weights).cpu(), select(tensors, weights=weights))

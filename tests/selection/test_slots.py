@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -30,13 +31,13 @@ WEIGHTS = st.lists(
 @example([1.0] * 1024)
 @example([1e-9] * 1023 + [1.0])
 @example([0.1, 0.2, 0.7])
-def test_slots_are_those_of_the_reference(weights):
+def test_slots_are_those_of_the_reference(weights: Any) -> None:
     assert list(slots(weights)) == reference.slots(weights)
 
 
 @settings(deadline=None)
 @given(WEIGHTS)
-def test_a_positive_weight_keeps_a_slot_and_zero_none(weights):
+def test_a_positive_weight_keeps_a_slot_and_zero_none(weights: Any) -> None:
     counts = slots(weights)
     assert [count > 0 for count in counts] == [weight > 0 for weight in weights]
     assert 1 <= sum(counts) <= 2**16 - 1
@@ -44,7 +45,7 @@ def test_a_positive_weight_keeps_a_slot_and_zero_none(weights):
 
 @settings(deadline=None)
 @given(WEIGHTS)
-def test_realised_probabilities_are_within_2_to_the_minus_15(weights):
+def test_realised_probabilities_are_within_2_to_the_minus_15(weights: Any) -> None:
     exact = [Fraction(w) / sum(map(Fraction, weights)) for w in weights]
     assume(all(p == 0 or p >= Fraction(1, 2**14) for p in exact))  # less keeps one slot at others' expense
     counts = slots(weights)
@@ -55,17 +56,17 @@ def test_realised_probabilities_are_within_2_to_the_minus_15(weights):
 
 
 @given(st.integers(1, 40), st.floats(1e-300, 1e300))
-def test_equal_weights_of_any_size_are_one_slot_each(count, weight):
+def test_equal_weights_of_any_size_are_one_slot_each(count: int, weight: Any) -> None:
     assert slots([weight] * count) == (1,) * count
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8), st.integers(-60, 60))
-def test_scaling_by_a_power_of_two_changes_nothing(weights, power):
+def test_scaling_by_a_power_of_two_changes_nothing(weights: Any, power: int) -> None:
     assert slots([w * 2.0**power for w in weights]) == slots(weights)
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=60), st.integers(0, 2**16 - 1))
-def test_thresholds_choose_as_the_definition_says(counts, u):
+def test_thresholds_choose_as_the_definition_says(counts: list[int], u: int) -> None:
     by_threshold = next((k for k, t in enumerate(thresholds(counts)) if u < t), len(counts) - 1)
     assert by_threshold == reference.choose(u, counts, set(range(len(counts))))
 
@@ -83,7 +84,7 @@ def test_thresholds_choose_as_the_definition_says(counts, u):
         ([1.0] * 1025, "at most 1024 sub-models can be merged at once, got 1025; merge groups of them first"),
     ],
 )
-def test_what_is_refused(weights, message):
+def test_what_is_refused(weights: Any, message: str) -> None:
     with pytest.raises(ParameterError) as raised:
         slots(weights)
     assert str(raised.value) == message

@@ -17,13 +17,13 @@ pytest.importorskip("matplotlib")
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "merge_and_share.ipynb"
 
 
-def test_the_notebook_is_committed_without_outputs():
+def test_the_notebook_is_committed_without_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_the_notebook_runs(tmp_path, monkeypatch):
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     notebook = nbformat.read(NOTEBOOK, as_version=4)

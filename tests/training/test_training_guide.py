@@ -8,7 +8,9 @@ import json
 import os
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -27,12 +29,12 @@ WORDS = [f"w{number}" for number in range(60)]
 
 def blocks(section: str, language: str) -> list[str]:
     """Return the code blocks of one section of the page."""
-    text = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return re.findall(rf"^```{language}\n(.*?)^```", text[1], re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quiet():
+def quiet() -> Iterator[None]:
     """Trainer and datasets report to the terminal, and warn about what this page does not use."""
     import datasets
 
@@ -47,16 +49,17 @@ def quiet():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with ./base and train.jsonl, as the page's scripts expect them, and no accelerator."""
     import tokenizers
 
     vocabulary = {token: number for number, token in enumerate(["<unk>", "<pad>", "<eos>", *WORDS])}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>"
-    ).save_pretrained(tmp_path / "base")
+    wrapped: Any = transformers.PreTrainedTokenizerFast
+    wrapped(tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>").save_pretrained(
+        tmp_path / "base"
+    )
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=16,
@@ -85,11 +88,12 @@ def run(code: str) -> None:
         exec(compile(code, str(PAGE), "exec"), {})
 
 
-def inspected(recipe: Path) -> dict:
+def inspected(recipe: Path) -> dict[str, Any]:
     """Return the report of ``mergekit-select inspect``."""
     result = CliRunner().invoke(main, ["inspect", str(recipe), "--json", "--quiet"])
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
 
 
 def looks_as_promised(folder: Path) -> None:
@@ -112,13 +116,13 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_script_for_transformers(folder):
+def test_the_script_for_transformers(folder: Path) -> None:
     run(blocks("transformers Trainer", "python")[0])
     assert {value.dtype for value in weights(1000).values()} == {torch.bfloat16}
     looks_as_promised(folder)
 
 
-def test_the_script_for_trl(folder, monkeypatch):
+def test_the_script_for_trl(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trl = pytest.importorskip("trl", minversion="1.0")
     # TRL's default is bf16 arithmetic, which it refuses without an accelerator unless it is told to use the processor.
     monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, use_cpu=True))
@@ -127,7 +131,7 @@ def test_the_script_for_trl(folder, monkeypatch):
     looks_as_promised(folder)
 
 
-def test_the_script_that_shuffles_files(folder):
+def test_the_script_that_shuffles_files(folder: Path) -> None:
     run(blocks("Any other trainer", "python")[0])
     samples = Path("train.jsonl").read_text().splitlines()
     shuffled = [Path(f"train-{order}.jsonl").read_text().splitlines() for order in ORDERS]
@@ -135,7 +139,7 @@ def test_the_script_that_shuffles_files(folder):
     assert len({tuple(lines) for lines in [samples, *shuffled]}) == 4
 
 
-def test_the_script_that_makes_a_first_adapter(folder):
+def test_the_script_that_makes_a_first_adapter(folder: Path) -> None:
     pytest.importorskip("peft")
     code = blocks("LoRA", "python")[0]
     found = []
@@ -149,7 +153,7 @@ def test_the_script_that_makes_a_first_adapter(folder):
 # --- the traps
 
 
-def trained(*, stream: bool = False, **arguments) -> dict[str, torch.Tensor]:
+def trained(*, stream: bool = False, **arguments: Any) -> dict[str, torch.Tensor]:
     """Train ./base with the page's script for transformers, one run, other arguments."""
     import datasets
 
@@ -176,7 +180,7 @@ def trained(*, stream: bool = False, **arguments) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def test_data_seed_changes_the_model_and_seed_alone_gives_the_same_order(folder):
+def test_data_seed_changes_the_model_and_seed_alone_gives_the_same_order(folder: Path) -> None:
     first = trained(data_seed=1000)
     assert same(first, trained(data_seed=1000))
     assert not same(first, trained(data_seed=2000))
@@ -188,11 +192,11 @@ def test_data_seed_changes_the_model_and_seed_alone_gives_the_same_order(folder)
     [{"train_sampling_strategy": "group_by_length"}, {"train_sampling_strategy": "sequential"}, {"stream": True}],
     ids=["group_by_length", "sequential", "stream"],
 )
-def test_what_defeats_data_seed(folder, setting):
+def test_what_defeats_data_seed(folder: Path, setting: dict[str, Any]) -> None:
     assert same(trained(data_seed=1000, **setting), trained(data_seed=2000, **setting))
 
 
-def test_seeds_that_are_neighbours_share_their_orders():
+def test_seeds_that_are_neighbours_share_their_orders() -> None:
     from accelerate.data_loader import SeedableRandomSampler
 
     def epochs(seed: int) -> list[list[int]]:
@@ -204,7 +208,7 @@ def test_seeds_that_are_neighbours_share_their_orders():
     assert len(set(far)) == len(far)
 
 
-def test_a_trl_adapter_begins_with_weights_that_depend_on_seed_alone(folder):
+def test_a_trl_adapter_begins_with_weights_that_depend_on_seed_alone(folder: Path) -> None:
     trl = pytest.importorskip("trl", minversion="1.0")
     peft = pytest.importorskip("peft")
     import datasets
@@ -224,7 +228,7 @@ def test_a_trl_adapter_begins_with_weights_that_depend_on_seed_alone(folder):
     assert not same(start, first_weights(seed=1, data_seed=1000))
 
 
-def test_trl_packs_the_same_samples_together_whatever_the_seed(folder):
+def test_trl_packs_the_same_samples_together_whatever_the_seed(folder: Path) -> None:
     trl = pytest.importorskip("trl", minversion="1.0")
     import datasets
 
@@ -234,13 +238,14 @@ def test_trl_packs_the_same_samples_together_whatever_the_seed(folder):
         arguments = trl.SFTConfig(
             output_dir="runs", bf16=False, report_to="none", packing=True, max_length=32, data_seed=order
         )
-        return trl.SFTTrainer("./base", arguments, train_dataset=data).train_dataset["input_ids"][:]
+        packed: list[list[int]] = trl.SFTTrainer("./base", arguments, train_dataset=data).train_dataset["input_ids"][:]
+        return packed
 
     assert packs(1000) == packs(2000)
     assert 1 < len(packs(1000)) < len(data)
 
 
-def test_a_cast_in_the_recipe_gives_the_bits_of_a_cast_before_saving(folder):
+def test_a_cast_in_the_recipe_gives_the_bits_of_a_cast_before_saving(folder: Path) -> None:
     base = transformers.AutoModelForCausalLM.from_pretrained("./base", dtype="float32")
     torch.manual_seed(1)
     for number in (1, 2):

@@ -51,7 +51,8 @@ def make_merges(
     models = merged(study, steps)
     _remove_others(root, models, report)
     versions = _versions() if models else {}
-    waiting, running = [], list[subprocess.Popen[bytes]]()
+    waiting = []
+    running: list[subprocess.Popen[bytes]] = []
     for model in models:
         text = recipe(model, study)
         write_whole(root / model.recipe, text.encode())

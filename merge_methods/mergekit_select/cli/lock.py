@@ -79,7 +79,6 @@ def command(
     ]
     lines = [f"{m['pinned']}: {m['bytes']:,} bytes, licence {m['licence'] or 'not known'}" for m in models]
     verdict = f"STALE: {path}" if errors else f"{'TRUE' if check else 'LOCKED'}: {path}"
-    text = "\n".join([*map(str, findings), *lines, verdict])
     data = {"ok": not errors, "lock": str(path), "models": models, "findings": [vars(found) for found in findings]}
-    print_report("lock", data, text, as_json)
+    print_report("lock", data, [*map(str, findings), *lines, verdict], as_json)
     raise click.exceptions.Exit(NO if errors or (strict and warnings) else YES)

@@ -71,7 +71,7 @@ def command(
     raise click.exceptions.Exit(YES if ok else NO)
 
 
-def _render(answer: Reproduction) -> str:
+def _render(answer: Reproduction) -> list[str]:
     needs = answer.needs
     written = "an unknown number of" if needs.written is None else f"{needs.written:,}"
     lines = [*map(str, answer.findings), *answer.differing[:_SHOWN]]
@@ -85,4 +85,4 @@ def _render(answer: Reproduction) -> str:
         lines.append(f"{answer.verdict.upper()}: {told} {answer.target}")
     else:
         lines.append(f"{answer.verdict.upper()}: {answer.target}")
-    return "\n".join(lines)
+    return lines

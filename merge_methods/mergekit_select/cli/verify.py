@@ -9,7 +9,7 @@ import click
 
 from mergekit_select.cli._errors import NO, UNREADABLE, YES, one_line_errors
 from mergekit_select.cli._options import apply_threads, map_option, replay_options, report_options, strict_option
-from mergekit_select.cli._output import bar, counting, print_report
+from mergekit_select.cli._output import bar, counting, print_report, silence_libraries
 
 if TYPE_CHECKING:
     from mergekit.options import MergeOptions
@@ -28,7 +28,7 @@ Examples:
 @click.option("--record", "recording", is_flag=True, help="Where OUT is the same, write down what it was made from")
 @report_options
 @strict_option
-@replay_options
+@replay_options("copy_tokenizer")
 @one_line_errors(refused=UNREADABLE)
 def command(
     merge_options: MergeOptions,
@@ -54,6 +54,7 @@ def command(
     from mergekit_select.verification import verify
     from mergekit_select.verification.text import as_data, render
 
+    silence_libraries()
     apply_threads(merge_options)
     with counting("Hashing", quiet) as digests:
         folder = obtained(out, merge_options)

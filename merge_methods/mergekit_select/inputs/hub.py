@@ -74,6 +74,19 @@ def read_hub_model(repository: str, revision: str | None, folder: Path, cache: s
         return _read(repository, revision, folder, cache)
 
 
+def require_repository(repository: str, revision: str | None) -> None:
+    """Ask the hub for a model, once and not for long: mergekit and transformers would ask on for minutes.
+
+    Raises:
+        UnreadableError: The hub cannot be asked, or does not give it.
+    """
+    try:
+        with hub_errors():
+            HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT)
+    except UnusableModelError as error:
+        raise UnreadableError(f"model {repository}: {error}") from error
+
+
 @contextmanager
 def hub_errors() -> Iterator[None]:
     """Let what huggingface_hub raises be one of this package's errors, of a kind that says what to do.

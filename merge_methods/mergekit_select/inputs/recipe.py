@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 from mergekit.config import MergeConfiguration
 
-from mergekit_select.errors import RecipeError, one_line
-
-MOST_BYTES = 4 << 20  # the longest recipes seen have some hundred lines; a larger file is something else
+from mergekit_select.errors import RecipeError, UnreadableError, one_line
+from mergekit_select.inputs.bounds import MOST_RECIPE_BYTES, BoundError, compose_yaml, construct, read_file
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,12 @@ def parse_recipes(text: str, path: str) -> list[Recipe]:
         RecipeError: As for ``read_recipes``.
     """
     try:
-        documents = list(yaml.safe_load_all(text))
-        duplicates = [tuple(_duplicates(node)) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        nodes = compose_yaml(text)
+        documents = [construct(node) for node in nodes]
+        duplicates = [tuple(_duplicates(node)) for node in nodes]
+    except BoundError as error:
+        raise RecipeError(f"{path} is no recipe: {error}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise RecipeError(f"a recipe must be YAML, and {path} is not: {one_line(error)}") from error
     kept = [(document, keys) for document, keys in zip(documents, duplicates, strict=True) if document is not None]
     documents = [document for document, _ in kept]
@@ -100,12 +102,9 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    if len(content) > MOST_BYTES:
-        raise RecipeError(f"a recipe must be a YAML file of at most {MOST_BYTES} bytes, and {path} is larger")
+        content = read_file(path, MOST_RECIPE_BYTES)
+    except UnreadableError as error:
+        raise RecipeError(f"no recipe can be read: {error}") from error
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

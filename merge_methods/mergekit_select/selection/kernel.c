@@ -131,8 +131,10 @@ static const ELEMENT *OF_WIDTH(fetch)(const selection *s, const tensor *t, uint6
 /* Copy x where the draw falls before its end. In descending order, the earliest sub-model has the final word. */
 INLINE void OF_WIDTH(take)(ELEMENT *restrict out, const ELEMENT *x, const int16_t *draws, int16_t end, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
-        out[i] ^= (out[i] ^ x[i]) & (ELEMENT) - (ELEMENT)(draws[i] < end);
+    for (size_t i = 0; i < n; i++) {
+        const ELEMENT falls = (ELEMENT) - (ELEMENT)(draws[i] < end);
+        out[i] = (ELEMENT)((x[i] & falls) | (out[i] & ~falls)); /* gcc makes a branch of out ^ ((out ^ x) & falls) */
+    }
 }
 
 typedef struct {
@@ -182,8 +184,9 @@ INLINE size_t OF_WIDTH(aim)(scratch *restrict block, const int16_t *draws, const
     return open;
 }
 
-/* Copy each sub-model where the slots of the alternatives up to it are the first to exceed the target. */
-INLINE void OF_WIDTH(choose)(ELEMENT *restrict out, OF_WIDTH(group) group, scratch *restrict block,
+/* Copy each sub-model where the slots of the alternatives up to it are the first to exceed the target. Whether these are
+ * crossed off must be known when this is compiled: a condition in the loop would keep it from vector instructions. */
+INLINE void OF_WIDTH(choose)(ELEMENT *restrict out, const OF_WIDTH(group) *group, scratch *restrict block,
                              uint16_t *restrict alternatives, int others, int cross_off, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -194,11 +197,11 @@ INLINE void OF_WIDTH(choose)(ELEMENT *restrict out, OF_WIDTH(group) group, scrat
         for (int g = 0; g < GROUP; g++) {
             const uint16_t counts = (uint16_t) - (uint16_t)(alternatives[i] >> others >> g & 1);
             const int16_t before = reach;
-            reach = (int16_t)(before + (group.slots[g] & counts));
+            reach = (int16_t)(before + (group->slots[g] & counts));
             const int16_t chosen = (int16_t) - ((before <= target) & (reach > target));
-            value ^= (value ^ group.x[g][i]) & (ELEMENT)chosen; /* all bits, or none */
+            value ^= (value ^ group->x[g][i]) & (ELEMENT)chosen; /* all bits, or none */
             taken |= (uint16_t)((1 << g) & chosen);
-            slots |= group.slots[g] & (uint16_t)chosen;
+            slots |= group->slots[g] & (uint16_t)chosen;
         }
         out[i] = value;
         block->reach[i] = reach;
@@ -243,9 +246,14 @@ INLINE void OF_WIDTH(resample)(const selection *s, scratch *block, uint64_t d, s
         const int16_t *draws = draw(block, s->keys[round], s->origin + d, n);
         if (OF_WIDTH(aim)(block, draws, out, base, n) == 0)
             return;
-        for (int64_t k = 0; k < s->count; k += GROUP)
-            OF_WIDTH(choose)(out, OF_WIDTH(gather)(s, k, d, n, copies), block, block->alternatives[k / BITS],
-                             (int)(k % BITS), round < s->rounds, n);
+        for (int64_t k = 0; k < s->count; k += GROUP) {
+            const OF_WIDTH(group) group = OF_WIDTH(gather)(s, k, d, n, copies);
+            uint16_t *alternatives = block->alternatives[k / BITS];
+            if (round < s->rounds)
+                OF_WIDTH(choose)(out, &group, block, alternatives, (int)(k % BITS), 1, n);
+            else
+                OF_WIDTH(choose)(out, &group, block, alternatives, (int)(k % BITS), 0, n);
+        }
     }
 }
 

@@ -80,6 +80,7 @@ def merge(selection: Selection, out: torch.Tensor, limits: Limits) -> None:
         work()
 
 
+@lru_cache(maxsize=4)
 def function(width: int) -> Callable[..., None]:
     """Return the library's function for elements of so many bytes."""
     compiled = library()

@@ -18,18 +18,17 @@ class Limits:
         shared_bytes: Results of this size and above are shared among threads; smaller ones are done before another
             thread has woken up.
         part_bytes: Of the result, merged by a thread before it takes the next part.
-        huge_pages_bytes: Results of this size and above ask for huge pages. glibc mostly gives smaller ones memory
-            that was used before, which is faster still.
-        chunk: The most elements that torch's operations handle at once on a processor; larger chunks fall out of the
-            caches.
+        huge_pages_bytes: Results of this size and above ask for huge pages; smaller ones may hold none.
+        chunk: The most elements that torch's operations handle at once on a processor: so few that torch does not share
+            an operation among its threads, which takes many times as long where another process is busy.
         accelerator_chunk: The same on an accelerator, which has kernel launches to make up for.
         masks: The most elements of a chunk's masks and positions, of all sub-models together.
     """
 
     shared_bytes: int = 1 << 22
     part_bytes: int = 1 << 19
-    huge_pages_bytes: int = 1 << 25
-    chunk: int = 1 << 16
+    huge_pages_bytes: int = 1 << 22
+    chunk: int = 1 << 14
     accelerator_chunk: int = 1 << 20
     masks: int = 1 << 24
 
@@ -45,8 +44,8 @@ LIMITS = Limits()
 def new_tensor(like: torch.Tensor, limits: Limits) -> torch.Tensor:
     """Return a contiguous tensor of the same shape, dtype and device, of any content.
 
-    New memory comes in pages that the system maps one by one as they are written to, which took a quarter of the time
-    of a selection. Linux maps 2 MiB at once instead of 4 KiB where asked to, as numpy asks for its large arrays.
+    New memory comes in pages that the system maps one by one as they are written to, which can take longer than to
+    merge what they hold. Linux maps 2 MiB at once instead of 4 KiB where asked to, as numpy asks for its large arrays.
     """
     result = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     if like.device.type == "cpu" and result.nbytes >= limits.huge_pages_bytes and hasattr(mmap, "MADV_HUGEPAGE"):

@@ -17,7 +17,7 @@ class Selection:
     """A merge of one tensor, or of a run of its elements.
 
     Attributes:
-        tensors: Those of the sub-models that can be drawn, without autograd history.
+        tensors: Those of the sub-models that can be drawn.
         positions: Their positions among all sub-models given.
         base: The base's tensor, if there is one.
         slots: Of the sub-models that can be drawn; see ``slots.slots``.
@@ -72,8 +72,8 @@ def make_selection(
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor without autograd history, its memory holding the bits that it stands for."""
-    return tensor.detach().resolve_neg()
+    """Return the tensor, its memory holding the bits that it stands for."""
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def _require_alike(inputs: Sequence[torch.Tensor], count: int) -> None:
