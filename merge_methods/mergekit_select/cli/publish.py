@@ -33,7 +33,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Write the card into OUT, and stop")
 @map_option
 @report_options
-@replay_options
+@replay_options("copy_tokenizer")
 @one_line_errors(refused=NO)
 def command(
     merge_options: MergeOptions,
@@ -75,8 +75,8 @@ def command(
             progress=lambda tensors: bar("Verifying", "tensor", quiet, tensors),
         )
         if changed or not answer.same or answer.recipe is None:
-            text = "\n".join([*map(str, changed), render(answer)])
-            print_report("publish", {**as_data(answer), "ok": False}, text, as_json)
+            lines = [*map(str, changed), *render(answer)]
+            print_report("publish", {**as_data(answer), "ok": False}, lines, as_json)
             raise click.exceptions.Exit(NO)
         kept = read_record(folder)
         if kept is None:
@@ -98,7 +98,7 @@ def command(
     wrote = f"WROTE: {folder / 'README.md'}"
     verdict = f"REFUSED: {out}" if refused else wrote if commit is None else f"{repository}@{commit}"
     data = {"ok": not refused, "commit": commit, "findings": [vars(found) for found in findings]}
-    print_report("publish", data, "\n".join([*map(str, findings), verdict]), as_json)
+    print_report("publish", data, [*map(str, findings), verdict], as_json)
     raise click.exceptions.Exit(NO if refused else YES)
 
 
@@ -119,6 +119,6 @@ def _inspected(
     try:
         plot.require(folder / PICTURE)
     except UnreadableError:  # without matplotlib, the card has the table alone
-        return render(inspected), False
+        return "\n".join(render(inspected)), False
     plot.draw(inspected, folder / PICTURE)
-    return render(inspected), True
+    return "\n".join(render(inspected)), True
