@@ -29,7 +29,8 @@ ALLOWED = {
     "verification": {"planner", "inputs"} | GROUND,
     "execution": {"planner", "inputs"} | GROUND,
     "provenance": {"planner", "inputs", "execution", "verification", "selection"} | GROUND,
-    "cli": {"methods", "check", "inspection", "verification", "execution", "provenance", "selection"} | GROUND,
+    "cli": {"methods", "inputs", "check", "inspection", "verification", "execution", "provenance", "selection"}
+    | GROUND,
     "__init__": {"selection", "errors"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints import tensors_of, write_llama
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge import MergeOptions, run_merge

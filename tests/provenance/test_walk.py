@@ -1,4 +1,4 @@
-"""docs/sharing.md, command by command: one user publishes, another makes it again from nothing but the name."""
+"""docs/sharing.md, command by command: one user publishes, another makes it again by its name."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ def command(
             progress=lambda tensors: bar("Verifying", "tensor", quiet, tensors),
         )
         if changed or not answer.same or answer.recipe is None:
-            print_report("publish", {**as_data(answer), "ok": False}, [*map(str, changed), *render(answer)], as_json)
+            lines = [*map(str, changed), *render(answer)]
+            print_report("publish", {**as_data(answer), "ok": False}, lines, as_json)
             raise click.exceptions.Exit(NO)
         kept = read_record(folder)
         if kept is None:

@@ -36,7 +36,7 @@ def _described(name: str, file: Path) -> dict[str, str]:
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, with a schema version")
 
 
-@click.group("recipes", epilog=_EXAMPLES, invoke_without_command=True)
+@click.group("recipes", epilog=_EXAMPLES, invoke_without_command=True, subcommand_metavar="[show NAME]")
 @_as_json
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:

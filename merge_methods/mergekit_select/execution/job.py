@@ -22,7 +22,8 @@ from mergekit_select.execution.workspace import PLANNING, Workspace, sync
 from mergekit_select.inputs.files import INDEXES, WEIGHTS
 from mergekit_select.inputs.recipe import read_recipe
 from mergekit_select.planner.determinism import Determinism, determinism
-from mergekit_select.planner.engine import Engine, opened
+from mergekit_select.planner.engine import Engine
+from mergekit_select.planner.opening import opened
 from mergekit_select.planner.writing import input_files, written
 
 # The options that change what is written.

@@ -1,7 +1,7 @@
 """The plan of a merge: its output tensors, each with inputs, base, resolved parameters and what mergekit executes.
 
 ``Planning`` makes it with mergekit's own planner: from descriptions of models, whose names ``check`` offers to it, or
-from the models themselves, which ``engine`` opens.
+from the models themselves, which ``opening`` opens.
 """
 
 from __future__ import annotations

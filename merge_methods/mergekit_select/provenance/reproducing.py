@@ -18,7 +18,7 @@ from mergekit_select.bits import digest, dtype_name
 from mergekit_select.errors import PlanError, UnreadableError, one_line
 from mergekit_select.findings import Finding, Findings, Severity
 from mergekit_select.inputs.digests import Digests
-from mergekit_select.planner.engine import opened
+from mergekit_select.planner.opening import opened
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.provenance.locking import OPTIONS
 from mergekit_select.provenance.merging import downloaded_differences, merge

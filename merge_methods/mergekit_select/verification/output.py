@@ -175,7 +175,7 @@ def _index_problems(root: Path, weight_map: Mapping[str, str], files: Mapping[st
 
 
 def _load_pickled(path: Path) -> dict[str, torch.Tensor]:
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    content = torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
     if not isinstance(content, dict):
         raise UnreadableError(f"{path} must hold a dictionary of tensors, it holds a {type(content).__name__}")
     return content

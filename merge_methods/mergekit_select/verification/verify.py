@@ -17,7 +17,7 @@ from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.inputs.recipe import read_recipe
 from mergekit_select.inputs.references import donor, relocated
 from mergekit_select.planner.determinism import Determinism, determinism
-from mergekit_select.planner.engine import opened
+from mergekit_select.planner.opening import opened
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.planner.vocabulary import tokenizer_source
 from mergekit_select.verification.companions import companion_problems
