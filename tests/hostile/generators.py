@@ -174,9 +174,8 @@ class Cases:
     def _config(self) -> dict[str, Any]:
         """What transformers reads, without what decides nothing."""
         read: dict[str, Any] = transformers.AutoConfig.from_pretrained(self.out).to_dict()
-        for key in ("use_cache", "_name_or_path", "transformers_version"):
-            read.pop(key, None)
-        return read
+        ignored = ("use_cache", "_name_or_path", "transformers_version")
+        return {key: value for key, value in read.items() if value is not None and key not in ignored}
 
     def _fed(
         self,
