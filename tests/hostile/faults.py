@@ -52,7 +52,14 @@ def forked(run: Callable[[], object], kill_after: float | None = None) -> int:
             code = 0
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    ends = time.monotonic() + 60  # a child of a process with threads may wait for a lock that nobody holds any more
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > ends:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
 
 
 def killed_at_event(number: int, run: Callable[[], object]) -> Callable[[], object]:

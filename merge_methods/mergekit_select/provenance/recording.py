@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -114,7 +115,7 @@ def read_record(folder: Path) -> tuple[Statement, TensorTable] | None:
     Raises:
         UnreadableError: It breaks a rule of its format, or the two files do not belong together.
     """
-    if not (folder / STATEMENT).exists():
+    if not os.path.exists(folder / STATEMENT):
         return None
     statement = read_document(folder / STATEMENT, Statement)
     expected = {product.name: product.digest for product in statement.predicate.run_details.byproducts}.get(TENSORS)

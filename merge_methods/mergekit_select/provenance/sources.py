@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def obtained(out: str, options: MergeOptions, patterns: list[str] | None = None)
         UnreadableError: There is no such thing, or the hub refuses it.
     """
     repository, _, revision = out.partition("@")
-    if Path(out).exists() or "/" not in repository or out.startswith((".", "/", "~")) or not is_hub_id(repository):
+    if os.path.exists(out) or "/" not in repository or out.startswith((".", "/", "~")) or not is_hub_id(repository):
         return Path(out)
     cache = options.transformers_cache
     try:
