@@ -27,6 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
+from tqdm import tqdm
 
 from mergekit_select.errors import MergekitSelectError
 from mergekit_select.verification import verify
@@ -204,6 +205,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # its thread's lock would be held in a forked process for ever
     silent = []
     for options in ({}, {"out_shard_size": 8_000}):
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:

@@ -80,6 +80,12 @@ def test_config_that_says_the_same_otherwise(out: Path, keys: dict[str, Any]) ->
     assert verify(out).problems == ()
 
 
+def test_config_that_transformers_cannot_read(out: Path) -> None:
+    edit_config(out, {"use_cache": [True]})
+    (problem,) = verify(out).problems
+    assert problem.text.startswith("transformers cannot read it: ")
+
+
 def test_config_of_any_model_without_a_base(tmp_path: Path) -> None:
     family = small_family().copied(tmp_path / "models")
     for number, sub in enumerate(family.subs):

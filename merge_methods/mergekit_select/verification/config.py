@@ -80,19 +80,20 @@ def _compare(file: str, content: dict[str, Any], expected: PretrainedConfig) -> 
     # As save_pretrained writes it.
     written: dict[str, Any] = _normal(json.loads(expected.to_json_string()))
     full: dict[str, Any] = _normal(json.loads(expected.to_json_string(use_diff=False)))
-    if content.get("transformers_version") == written["transformers_version"]:
-        # What has its default need not be written.
-        differences = _compare_objects(written, content, full)
-    else:
-        # Versions of transformers write other keys for the same: what both know of is compared as this one reads it.
+    # What has its default need not be written.
+    differences = [*_compare_objects(written, content, full)]
+    other_version = content.get("transformers_version") != written["transformers_version"]
+    if other_version or not differences:
         try:
             read = _normal(json.loads(type(expected).from_dict(content).to_json_string(use_diff=False)), ())
         except Exception as error:  # each config class checks what it likes
             problems.add(kinds.FILES_DISAGREE, file, problem=f"transformers cannot read it: {one_line(error)}")
             return problems
+    if other_version:
+        # Versions of transformers write other keys for the same: what both know of is compared as this one reads it.
         read["model_type"] = content.get("model_type", _ABSENT)  # that of the class, whatever the file says
         obeyed = {key: content[key] for key in _OBEYED_KEYS & content.keys()}
-        differences = _compare_objects(full, {**read, **obeyed}, None)
+        differences = [*_compare_objects(full, {**read, **obeyed}, None)]
     for difference in differences:
         problems.add(kinds.FILES_DISAGREE, file, problem=_text(*difference))
     return problems
