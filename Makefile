@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: merge study test coverage lint types kernel sanitize docs bench clean
+.PHONY: merge study test coverage lint types kernel sanitize fuzz faults docs bench clean
 
 # Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
 merge: $(VENV)/installed
@@ -53,6 +53,13 @@ sanitize: $(VENV)/installed-test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH=$(SANITIZED) MERGEKIT_SELECT_KERNEL=c \
 		$(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/selection/test_kernels.py
+
+# A hundred thousand hostile inputs, and stock merges under faults: docs/reliability.md tells what they found.
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m tests.hostile.fuzz --count 100000
+
+faults: $(VENV)/installed-test
+	$(BIN)/python -m tests.hostile.faults --kills 200 --disks 20
 
 # The documentation as a site, in site/; a broken link or anchor is an error.
 docs: $(VENV)/installed-docs

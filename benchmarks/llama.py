@@ -35,9 +35,11 @@ _FULL = {
     "num_key_value_heads": 4,
     "tie_word_embeddings": False,
 }
+# 1.0 G parameters.
+_LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 20, "num_attention_heads": 32}
 _TINY = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-SIZES: Mapping[str, Mapping[str, Any]] = {"full": _FULL, "tiny": {**_FULL, **_TINY}}
-_SHARD_BYTES = {"full": 128 << 20, "tiny": 64 << 10}
+SIZES: Mapping[str, Mapping[str, Any]] = {"full": _FULL, "large": {**_FULL, **_LARGE}, "tiny": {**_FULL, **_TINY}}
+_SHARD_BYTES = {"full": 128 << 20, "large": 1 << 30, "tiny": 64 << 10}
 
 
 def shapes(size: str) -> dict[str, tuple[int, ...]]:

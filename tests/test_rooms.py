@@ -28,8 +28,9 @@ ALLOWED = {
     "inspection": {"planner", "inputs", "methods", "selection"} | GROUND,
     "verification": {"planner", "inputs"} | GROUND,
     "execution": {"planner", "inputs"} | GROUND,
-    "provenance": {"planner", "inputs", "execution", "verification"} | GROUND,
-    "cli": {"methods", "check", "inspection", "verification", "execution", "provenance", "selection"} | GROUND,
+    "provenance": {"planner", "inputs", "execution", "verification", "selection"} | GROUND,
+    "cli": {"methods", "inputs", "check", "inspection", "verification", "execution", "provenance", "selection"}
+    | GROUND,
     "__init__": {"selection", "errors"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

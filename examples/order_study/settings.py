@@ -1,4 +1,7 @@
-"""What a study and each of its runs are: frozen and validated; a YAML configuration maps onto `Study` as it is."""
+"""What a study and each of its runs are: frozen and validated; a YAML configuration maps onto `Study` as it is.
+
+Longer than other modules, since it is the one list of all settings with their defaults.
+"""
 
 import re
 from collections.abc import Mapping

@@ -32,6 +32,11 @@ class Plugin:
         """The top-level package or module that the value begins with."""
         return re.split(r"[.:\s]", self.value.strip(), maxsplit=1)[0]
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this package offers it."""
+        return _normalized(self.distribution) == OWN_DISTRIBUTION
+
     def __str__(self) -> str:
         return f"entry point '{self.name} = {self.value}' of {self.distribution} {self.version}"
 
@@ -42,8 +47,7 @@ class Plugin:
         The first to offer a name gets it. File systems list distributions in any order, and a recipe must not
         mean one method here and another there.
         """
-        distribution = _normalized(self.distribution)
-        return (distribution != OWN_DISTRIBUTION, distribution, self.name, self.value)
+        return (not self.is_own, _normalized(self.distribution), self.name, self.value)
 
 
 def installed_plugins(report: Callable[[str], None]) -> list[Plugin]:

@@ -51,11 +51,14 @@ def problems() -> tuple[str, ...]:
     return tuple(_problems)
 
 
-def register_plugins() -> None:
+def register_plugins(own_offered: bool = False) -> None:
     """Load and register the merge methods of all installed distributions, each once per process.
 
-    Whatever a plugin raises becomes one warning, except what is meant to stop the program: KeyboardInterrupt,
-    SystemExit and their like.
+    Whatever a plugin raises becomes one warning, SystemExit included: a plugin's sys.exit(0) would end a merge before
+    it began, as if it had succeeded.
+
+    Args:
+        own_offered: Whether this package's methods have been offered already, by their module, at its end.
 
     Raises:
         ImportError: there is no mergekit, or one whose merge methods cannot be registered.
@@ -65,7 +68,9 @@ def register_plugins() -> None:
         if plugin in _handled:
             continue
         half_imported = _half_imported(plugin)
-        if half_imported and plugin.distribution == OWN_DISTRIBUTION:
+        if half_imported and plugin.is_own:
+            if own_offered:
+                continue
             return  # `methods` comes here again at its end; until then no other plugin may take its names
         _handled.add(plugin)
         try:
@@ -94,7 +99,7 @@ def register_methods(*methods: "MergeMethod", and_plugins: bool) -> None:
         except PluginError as error:
             _report_skipped(f"method '{method.spec.name}' of {OWN_DISTRIBUTION}", OWN_DISTRIBUTION, error)
     if and_plugins:
-        register_plugins()
+        register_plugins(own_offered=True)
 
 
 def _require_registry() -> None:
@@ -125,7 +130,7 @@ def _load(plugin: Plugin) -> "MergeMethod":
     module_name, attributes = _target(plugin)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_error(module_name, error) from error
     try:
         found: object = reduce(getattr, attributes, module)
@@ -151,7 +156,7 @@ def _target(plugin: Plugin) -> tuple[str, list[str]]:
     return match[1], match[2].split(".") if match[2] else []
 
 
-def _import_error(module_name: str, error: Exception) -> PluginError:
+def _import_error(module_name: str, error: BaseException) -> PluginError:
     return PluginError(
         f"importing {module_name} raised {cause(error)}",
         f'python -c "import {module_name}" shows where it fails',
@@ -198,8 +203,11 @@ def _is_being_imported(module: object) -> bool:
 
 def _half_imported(plugin: Plugin) -> str:
     """Return a module of the plugin's package that is being imported just now, and so has no method yet; else ""."""
+    # Ours is not split up by the commands, which are modules of the same package, and import mergekit themselves.
+    own = _target(plugin)[0] if plugin.distribution == OWN_DISTRIBUTION else None
     for name, module in list(sys.modules.items()):  # in the order in which the imports began, the outermost first
-        if name.partition(".")[0] == plugin.package and _is_being_imported(module):
+        concerned = name == own if own else name.partition(".")[0] == plugin.package
+        if concerned and _is_being_imported(module):
             return name
     return ""
 

@@ -43,6 +43,15 @@ def one_line(value: object, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def escaped(text: str) -> str:
+    r"""Return a text with every character that a terminal would not show written as Python writes it, as ``\x1b``.
+
+    Control characters move the cursor or begin new lines, some marks turn text around, and lone surrogates cannot be
+    written at all.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def _text(value: object) -> str:
     if not isinstance(value, Exception) or isinstance(value, MergekitSelectError):
         return str(value)

@@ -115,6 +115,11 @@ HUB_ID_NOT_PINNED = _warning("hub-id-not-pinned",
 HUB_REFUSES = _error("model-missing",
     "there is no such folder here, and the hub answers: {problem}",
     "correct the path or id, or log in with `hf auth login` for a gated or private model")
+HUB_GATED = _error("model-missing",
+    "there is no such folder here, and the hub answers: {problem}",
+    "ask its owners for access on its page, then log in with `hf auth login`")
+HUB_REVISION_GONE = _error("model-missing",
+    "there is no such folder here, and the hub answers: {problem}", "name a branch, tag or commit that is there")
 HUB_OFFLINE = _error("hub-unreachable",
     "there is no such folder here, and HF_HUB_OFFLINE keeps mergekit and check from asking the hub",
     "unset HF_HUB_OFFLINE, or give a local folder that begins with ./ or /")
@@ -285,6 +290,8 @@ OUT_STALE = _error("out-stale",
     "remove them, or give another folder")
 OUT_LEFTOVERS = _warning("out-stale",
     "weights of an earlier merge stay in the folder beside the new ones", "remove them, or give another folder")
+OUT_TEMPORARY = _note("out-temporary",
+    "a merge that was interrupted left this file, and nothing removes it", "run `mergekit-select check --clean`")
 DISK_FULL = _error("disk-full", "the output must fit on the disk", "free some, or merge into another folder")
 MEMORY = _warning("memory",
     "the merge is expected to need more memory than there is", "give a smaller --out-shard-size, such as 1B")
@@ -304,6 +311,58 @@ WEIGHTS_STALE = _error("stale", "of another merge into this folder; transformers
 SHARD_FORGOTTEN = _error("inconsistent",
     "{index} names no tensor of this shard, which is of the same merge", "restore the index, or merge again")
 FILES_DISAGREE = _error("inconsistent", "{problem}")
+COMPANION_MISSING = _error("unfinished",
+    "missing: mergekit writes it after all tensors, unless run with --no-copy-tokenizer",
+    "merge again, or give --no-copy-tokenizer")
+COMPANION_DIFFERS = _error("inconsistent",
+    "it is not the file that the recipe gives: {problem}", "merge again, or restore it")
+COMPANION_EXTRA = _error("stale",
+    "transformers or peft may load it, and the recipe gives no such file", "delete it")
+ADAPTER_BESIDE = _error("stale",
+    "where peft is installed, transformers applies this adapter to the weights, and the recipe gives none", "delete it")
+TOKENIZER_REORDERED = _error("random", "{problem}: the order of a union vocabulary changes from run to run")
+
+# --- provenance: is everything what a lock or a record says? ---
+
+LOCK_RECIPE = _error("lock-stale",
+    "the recipe must be the recorded one, of sha256 {expected}", "restore it, or lock it again")
+LOCK_OPTION = _error("lock-stale",
+    "{option} must be {expected!r}, as recorded", "give the same option, or lock with this one")
+LOCK_MODEL = _error("lock-stale", "the recipe and what is recorded must name the same models", "lock the recipe again")
+INPUT_CHANGED = _error("input-changed",
+    "{file} must have the recorded {algorithm} {expected}", "restore the file, or lock the recipe again")
+INPUT_MISSING = _error("input-missing",
+    "{file} is recorded and not there", "restore the file, or lock the recipe again")
+INPUT_ADDED = _error("input-changed", "{file} is there and not recorded", "remove the file, or lock the recipe again")
+PARENT_MISSING = _error("parent-missing", "the model must be there, and is not: {problem}")
+PARENT_GATED = _error("parent-gated",
+    "the model is gated, and the hub does not let this account read it",
+    "ask for access on its page, then `hf auth login`")
+PARENT_LOCAL = _error("parent-local",
+    "the model lay in a folder of whoever made the merge", "get it from them, and give --map {path}=FOLDER")
+REVISION_GONE = _error("revision-gone",
+    "commit {commit} is not on the hub any more, and {revision} holds other bytes", "ask the model's owners for it")
+REVISION_REPLACED = _note("revision-moved",
+    "commit {commit} is not on the hub any more; {found} holds the same bytes and is taken instead")
+REVISION_MOVED = _note("revision-moved",
+    "{revision} has moved to {found}; the merge stays at {commit}", "lock with --upgrade {path} to follow it")
+LOCAL_BEFORE_HUB = _warning("local-before-hub",
+    "mergekit takes the folder {path} below the current one before the hub's model, and drops a revision",
+    "write ./{path} if the folder is meant, or run elsewhere")
+VERSION_DIFFERS = _note("version-differs", "made with {package} {expected}")
+NOT_RECORDED = _warning("not-recorded",
+    "{what} cannot be known: this model comes without merge_provenance.json",
+    "ask whoever made it for `mergekit-select verify OUT --record`")
+REMOTE_CODE_RECORDED = _error("remote-code",
+    "the merge was made with --trust-remote-code, and code from a hub is never run here",
+    "merge with mergekit-yaml if you have read that code")
+FOLDER_CHANGED = _error("changed", "must have the recorded sha256 {expected}", "restore the file, or merge again")
+FOLDER_LACKS = _error("changed", "is recorded and not there", "restore the file, or merge again")
+LICENCE_FORBIDS = _error("licence",
+    "{licence} forbids publishing what is made from the model", "ask the model's owners")
+LICENCE_UNKNOWN = _warning("licence", "what {licence} allows is not known here", "read it before you publish")
+RECIPE_LOCAL = _error("local-model",
+    "others cannot get a model that lies in a folder of yours", "publish it first, or give --allow-local")
 
 # --- verify: what the reader should know ---
 
@@ -318,6 +377,9 @@ UNION_REORDERED = _warning("random",
     "tokenizer: union reorders the vocabulary in every run: rows of embeddings and lm_head may be in another order,"
     " and a difference does not mean a different recipe",
     "an output that can be verified needs one model, or base, as the tokenizer's source")
+
+LEFTOVER = _note("out-temporary", OUT_TEMPORARY.rule, OUT_TEMPORARY.remedy)
+NO_TOKENIZER = _note("tokenizer-missing", "the recipe gives no tokenizer: {problem}")
 
 # fmt: on
 

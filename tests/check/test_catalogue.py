@@ -17,7 +17,7 @@ CASES = {name: module.CASES for module in MODULES for name in module.CASES.kinds
 
 # Shown in tests of their own, since they need another environment or text.
 ELSEWHERE = {"plugin-inactive", "local-path-like-hub-id", "disk-full", "duplicate-key", "lazy-unpickle"}
-OF_VERIFY = {"unfinished", "stale", "inconsistent"}
+OF_VERIFY = {"unfinished", "stale", "inconsistent", "random"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -74,4 +74,4 @@ def test_a_disk_that_is_full(llamas: Family, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     report = checked(tmp_path, recipe(SELECTION, llamas.base, llamas.subs), tmp_path / "out")
     finding = only(report, "disk-full")
-    assert (finding.severity, finding.value) == (Severity.ERROR, "58.8 KB to write, 10 B free")
+    assert (finding.severity, finding.value) == (Severity.ERROR, "143.2 KB to write, 10 B free")

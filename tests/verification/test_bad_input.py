@@ -30,7 +30,7 @@ from tests.verification.support import refused
         (b"just words", "must be a YAML mapping"),
         (b"merge_method: linear\n", "Exactly one of"),
         (b"merge_method: linear\nmodels: 3\n", "models: Input should be a valid list"),
-        (b"[" * 1500, "must be YAML"),
+        (b"[" * 1500, "at most 50 levels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

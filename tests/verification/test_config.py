@@ -36,6 +36,7 @@ def test_config_of_another_model(out: Path) -> None:
         ({"vocab_size": 63}, "vocab_size must be 64, as the recipe gives it, got 63"),
         ({"head_dim": 4}, "head_dim must be 8, as the recipe gives it, got 4"),
         ({"attention_bias": True}, "attention_bias must be False, as the recipe gives it, got True"),
+        ({"dtype": "float16"}, "dtype must be 'bfloat16', as the recipe gives it, got 'float16'"),
         ({"hidden_size": None}, "hidden_size must be 32, as the recipe gives it, it is missing"),
         (
             {"architectures": None},
@@ -58,7 +59,7 @@ def test_damaged_config(out: Path, keys: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        {"_name_or_path": "x", "use_cache": False, "torch_dtype": "float16", "dtype": None},
+        {"_name_or_path": "x", "use_cache": False, "torch_dtype": "bfloat16", "dtype": None},
         {"is_encoder_decoder": False},
         # As transformers 4 wrote it.
         {

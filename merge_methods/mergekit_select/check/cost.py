@@ -12,8 +12,11 @@ from mergekit.options import MergeOptions
 from mergekit_select import kinds
 from mergekit_select.check.merge import MergeUnderCheck, WrittenTensor
 from mergekit_select.findings import Cost
+from mergekit_select.inputs.files import WEIGHTS
 from mergekit_select.methods import OWN
 
+_BYTES_A_NAME = 512  # of a tensor, in a header and the index
+_CARD = 64 << 10  # README.md and mergekit_config.yml
 _OWN_BUFFERS = 64 << 20  # bytes that selection and resampling take at most beside inputs and result
 
 
@@ -44,12 +47,19 @@ def add_cost(merge: MergeUnderCheck, written: Sequence[WrittenTensor], unknown: 
         tensors=len(written) + unknown,
         unknown=unknown,
     )
-    _compare(merge, merge.cost, str(out))
+    _compare(merge, merge.cost, str(out), _small_files(merge, len(written)))
 
 
-def _compare(merge: MergeUnderCheck, cost: Cost, out: str) -> None:
-    if cost.bytes_free is not None and cost.bytes_written > cost.bytes_free:
-        value = f"{size_text(cost.bytes_written)} to write, {size_text(cost.bytes_free)} free"
+def _small_files(merge: MergeUnderCheck, tensors: int) -> int:
+    """Return at most how many bytes mergekit writes beside the tensors: headers, index, config, card and copies."""
+    donor = merge.donor.checkpoint.folder
+    copied = sum(path.stat().st_size for path in donor.iterdir() if path.is_file() and not WEIGHTS.fullmatch(path.name))
+    return copied + tensors * _BYTES_A_NAME + _CARD
+
+
+def _compare(merge: MergeUnderCheck, cost: Cost, out: str, small: int) -> None:
+    if cost.bytes_free is not None and cost.bytes_written + small > cost.bytes_free:
+        value = f"{size_text(cost.bytes_written + small)} to write, {size_text(cost.bytes_free)} free"
         merge.findings.add(kinds.DISK_FULL, out, value)
     installed = _memory()
     on_cpu = (merge.options.device or "cpu") == "cpu"
@@ -79,7 +89,7 @@ def size_text(count: int) -> str:
 
 
 def _free(out: Path) -> int | None:
-    existing = next((parent for parent in (out, *out.absolute().parents) if parent.exists()), None)
+    existing = next((parent for parent in (out, *out.absolute().parents) if os.path.exists(parent)), None)
     return None if existing is None else shutil.disk_usage(existing).free
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from mergekit_select import kinds
 from mergekit_select.check.merge import MergeUnderCheck, Model
-from mergekit_select.errors import one_line
+from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Findings, some
+from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file
 from mergekit_select.inputs.checkpoint import Checkpoint
 from mergekit_select.inputs.files import TOKENIZER_FILES
 from mergekit_select.inputs.references import donor
@@ -79,7 +80,7 @@ def _donated(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[bytes | None]
     """Return what the output would take over; equal ids are left to ``check_tokenizers``."""
     config = {key: value for key, value in checkpoint.config.items() if key not in _IRRELEVANT}
     files = (checkpoint.folder / name for name in TOKENIZER_FILES)
-    return config, [file.read_bytes() if file.exists() else None for file in files]
+    return config, [read_file(file, MOST_JSON_BYTES) if file.exists() else None for file in files]
 
 
 def check_tokenizers(merge: MergeUnderCheck, plan: Plan) -> None:
@@ -118,8 +119,11 @@ def _conflict(first: Mapping[str, int], other: Mapping[str, int]) -> str:
 def _token_ids(model: Model, findings: Findings) -> Mapping[str, int] | None:
     folder = model.checkpoint.folder
     try:
-        return token_ids(folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        ids = token_ids(folder)
+        if ids is not None and not all(isinstance(key, str) and type(number) is int for key, number in ids.items()):
+            raise ValueError("tokens must be text, and their ids whole numbers")
+        return ids
+    except (UnreadableError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         findings.add(kinds.TOKENIZER_UNREADABLE, model.places[0], model, folder=folder, problem=one_line(error))
         return None
 
@@ -127,17 +131,17 @@ def _token_ids(model: Model, findings: Findings) -> Mapping[str, int] | None:
 def token_ids(folder: Path) -> dict[str, int] | None:
     """Return a tokenizer's ids by token, or None where no file tells them without sentencepiece."""
     if (folder / "tokenizer.json").exists():
-        described = json.loads((folder / "tokenizer.json").read_bytes())
+        described = json.loads(read_file(folder / "tokenizer.json", MOST_JSON_BYTES))
         vocabulary: Any = described["model"].get("vocab", {})
         if isinstance(vocabulary, list):  # Unigram: pairs of token and score, in the order of ids
             vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
         added = {token["content"]: token["id"] for token in described.get("added_tokens", ())}
         return {**vocabulary, **added}
     if (folder / "vocab.json").exists():
-        vocabulary = json.loads((folder / "vocab.json").read_bytes())
+        vocabulary = json.loads(read_file(folder / "vocab.json", MOST_JSON_BYTES))
         extra = folder / "added_tokens.json"
-        return {**vocabulary, **(json.loads(extra.read_bytes()) if extra.exists() else {})}
+        return {**vocabulary, **(json.loads(read_file(extra, MOST_JSON_BYTES)) if extra.exists() else {})}
     if (folder / "vocab.txt").exists():
-        lines = (folder / "vocab.txt").read_text("utf-8").splitlines()
+        lines = read_file(folder / "vocab.txt", MOST_JSON_BYTES).decode("utf-8").splitlines()
         return {token: number for number, token in enumerate(lines)}
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -99,7 +100,7 @@ class _Opener:
 
     def _open_path(self, model: ModelPath) -> Checkpoint:
         path = model.path
-        if Path(path).exists():
+        if os.path.exists(path):  # pathlib's raises for a name that is too long
             self._warn_of_hub_id(path)
             checkpoint = read_checkpoint(str(model), Path(path))
         elif not is_hub_id(path):
@@ -130,7 +131,7 @@ class _Opener:
 
     def _with_lora(self, reference: ModelReference, lora: ModelPath, base: Checkpoint) -> Checkpoint | None:
         adapter = Path(lora.path)
-        if adapter.exists():
+        if os.path.exists(adapter):
             self._warn_of_hub_id(lora.path)
             if not (adapter / "adapter_config.json").exists():
                 return self._refuse(kinds.ADAPTER_WITHOUT_CONFIG, reference, adapter=adapter)
@@ -143,7 +144,7 @@ class _Opener:
             return self._refuse(kinds.LORA_CACHE, reference)
         merged = lora_folder(cache, reference.model, lora)
         if not merged.exists():
-            if adapter.exists() and not self._fits(adapter, reference, base):
+            if os.path.exists(adapter) and not self._fits(adapter, reference, base):
                 return None
             # Merging an adapter keeps names and shapes.
             name = str(reference)
@@ -152,7 +153,7 @@ class _Opener:
             opened = read_checkpoint(str(reference), merged)
         except UnusableModelError:
             return self._refuse(kinds.LORA_CACHE_UNFINISHED, merged)
-        if adapter.exists() and newest_change(adapter) > newest_change(merged):
+        if os.path.exists(adapter) and newest_change(adapter) > newest_change(merged):
             self.findings.add(kinds.LORA_CACHE_OLDER, self.place, merged)
         return replace(opened, config=base.config, folder=base.folder, plain=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mergekit.options import MergeOptions
@@ -14,7 +14,10 @@ from mergekit_select.check.merge import MergeUnderCheck, WrittenTensor
 from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.checkpoint import Checkpoint
 from mergekit_select.inputs.files import INDEXES, TOKENIZER_FILES, TRANSFORMERS_LOADS, WEIGHTS, read_json
+from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.planner.plan import Plan
+
+MOST_NAME_BYTES = 255  # of a file or folder, on nearly all file systems
 
 
 def check_out(merge: MergeUnderCheck, out: str, written: Sequence[WrittenTensor]) -> None:
@@ -28,18 +31,36 @@ def check_out(merge: MergeUnderCheck, out: str, written: Sequence[WrittenTensor]
     folder = Path(out)
     if out.endswith(("/", os.sep)) and merge.options.write_model_card:
         merge.findings.add(kinds.OUT_NAME, out, name=out.rstrip("/"))
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if os.path.islink(folder) and not os.path.exists(folder):
+        merge.findings.add(kinds.OUT_NOT_WRITABLE, out, what="a link that leads nowhere")
+        return
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         what = "a folder that cannot" if existing.is_dir() else "a file"
         merge.findings.add(kinds.OUT_NOT_WRITABLE, str(existing), what=what)
         return
+    if max(len(os.fsencode(part)) for part in folder.absolute().parts) > MOST_NAME_BYTES:
+        merge.findings.add(kinds.OUT_NOT_WRITABLE, out, what="a name that is too long")
+        return
+    for name, inside in _inputs(merge):
+        if inside.resolve() == folder.resolve():
+            merge.findings.add(kinds.OUT_IS_INPUT, out, name)
+            return
     if not folder.is_dir():
         return
-    for model in merge.merged:
-        if model.checkpoint.folder.resolve() == folder.resolve():
-            merge.findings.add(kinds.OUT_IS_INPUT, out, model)
-            return
+    for path in leftovers(folder):
+        merge.findings.add(kinds.OUT_TEMPORARY, str(path))
     _stale(folder, shard_count(written, merge.options), merge.options, merge.findings)
+
+
+def _inputs(merge: MergeUnderCheck) -> Iterator[tuple[object, Path]]:
+    """Yield every folder that the merge reads: models, those that give a tokenizer only, adapters and their cache."""
+    for reference, model in merge.models.items():
+        yield model, model.checkpoint.folder
+        if reference.lora is not None:
+            yield reference.lora, Path(reference.lora.path)
+            if merge.options.lora_merge_cache:
+                yield "--lora-merge-cache", Path(merge.options.lora_merge_cache)
 
 
 def _stale(folder: Path, shards: int, options: MergeOptions, findings: Findings) -> None:

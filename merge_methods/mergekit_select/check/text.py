@@ -13,15 +13,15 @@ def as_data(report: Report) -> dict[str, Any]:
     return {"recipe": report.recipe, "out": report.out, "ok": report.passes(), **vars(report)}
 
 
-def render(report: Report) -> str:
-    """Return the report as text, a finding a line, the worst first."""
+def render(report: Report) -> list[str]:
+    """Return the report as lines of text, a finding a line, the worst first."""
     lines = [str(finding) for severity in Severity for finding in report.of(severity)]
     lines += [_cost(cost) for cost in report.costs]
     counts = [_count(len(report.of(severity)), severity.value) for severity in Severity]
     verdict = "this merge would work" if report.passes() else "this merge would not work"
     if report.passes() and any(finding.kind == "not-known" for finding in report.findings):
         verdict += ", as far as can be known"
-    return "\n".join([*lines, f"{verdict}: {', '.join(counts)}"])
+    return [*lines, f"{verdict}: {', '.join(counts)}"]
 
 
 def _count(number: int, name: str) -> str:

@@ -107,7 +107,8 @@ def check_vocabulary(merge: MergeUnderCheck, plan: Plan, written: Sequence[Writt
         return
     # Some architectures have a second vocabulary, with a size of its own.
     configs = (plan.out_config, plan.out_config.get_text_config())
-    sizes = {value for config in configs for value in _sizes(config)} | {configured}
+    # mergekit merges a model whose text_config is a number.
+    sizes = {size for one in configs if isinstance(one, PretrainedConfig) for size in _sizes(one)} | {configured}
     axes = {planned.name: planned.weight.vocabulary_axis for planned in plan.tensors}
     for tensor in written:
         axis, shape = axes.get(tensor.name), tensor.tensor.shape

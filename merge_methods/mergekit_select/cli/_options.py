@@ -25,6 +25,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
         from mergekit.common import parse_kmb
 
         try:
@@ -57,18 +59,19 @@ MERGE_OPTIONS: dict[str, tuple[Any, Any, str]] = {
 }
 
 
-def merge_options(*fields: str) -> Callable[[_Command], _Command]:
+def merge_options(*fields: str, built: bool = True) -> Callable[[_Command], _Command]:
     """Give a command these of mergekit's merge options; it receives them as ``merge_options``, a MergeOptions.
 
     Args:
         fields: Names of MergeOptions fields that are in ``MERGE_OPTIONS``.
+        built: False for a dictionary instead, for a command that has to do something before torch is imported.
     """
 
     def decorate(function: _Command) -> _Command:
         @functools.wraps(function)
         def command(*args: Any, **values: Any) -> Any:
             given = {field: values.pop(field) for field in fields}
-            return function(*args, merge_options=_build(given), **values)
+            return function(*args, merge_options=_build(given) if built else given, **values)
 
         decorated: Any = command
         for field in reversed(fields):
@@ -100,21 +103,59 @@ def report_options(function: _Command) -> _Command:
 strict_option = click.option("--strict", is_flag=True, help="Exit with 1 on warnings too")
 
 
-def replay_options(function: _Command) -> _Command:
-    """Give a command ``merge_options`` from those of mergekit-yaml's options that change a tensor."""
+def replay_options(*more: str) -> Callable[[_Command], _Command]:
+    """Give a command ``merge_options`` from those of mergekit-yaml's options that change a tensor, and these."""
     return merge_options(
         "allow_crimes",
         "unsafe_truncate_embeddings",
         "transformers_cache",
         "lora_merge_cache",
         "lora_merge_dtype",
+        *more,
         "trust_remote_code",
         "lazy_unpickle",
         "device",
         "read_to_gpu",
         "random_seed",
         "num_threads",
+    )
+
+
+def locked_options(function: _Command) -> _Command:
+    """Give a command ``merge_options`` from those of mergekit-yaml's options that a lock records."""
+    return merge_options(
+        "allow_crimes",
+        "unsafe_truncate_embeddings",
+        "transformers_cache",
+        "lora_merge_dtype",
+        "out_shard_size",
+        "copy_tokenizer",
+        "trust_remote_code",
+        "safe_serialization",
+        "random_seed",
     )(function)
+
+
+def parse_maps(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Read the values of ``--map``."""
+    result: dict[str, str] = {}
+    for value in values:
+        old, separator, new = value.partition("=")
+        if not (old and separator and new):
+            raise click.BadParameter(f"must be OLD=NEW, got {value!r}")
+        if result.setdefault(old, new) != new:
+            raise click.BadParameter(f"maps {old!r} twice, to {result[old]!r} and {new!r}")
+    return result
+
+
+map_option = click.option(
+    "--map",
+    "locations",
+    multiple=True,
+    metavar="OLD=NEW",
+    callback=parse_maps,
+    help="A model, or a folder of models, that the recipe calls OLD lies at NEW; repeatable",
+)
 
 
 def apply_threads(options: MergeOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ import click
 from mergekit_select.cli._errors import NO, UNREADABLE, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options, strict_option
 from mergekit_select.cli._output import bar, print_report, silence_libraries
+from mergekit_select.errors import escaped
 
 if TYPE_CHECKING:
     from mergekit.options import MergeOptions
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(readable=False), required=False)
 @report_options
 @strict_option
+@click.option("--clean", is_flag=True, help="Remove from OUT what a killed merge left; needs no RECIPE")
 @merge_options(
     "allow_crimes",
     "unsafe_truncate_embeddings",
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 )
 @one_line_errors(refused=UNREADABLE)
 def command(
-    recipe: str, out: str | None, as_json: bool, strict: bool, quiet: bool, merge_options: MergeOptions
+    recipe: str, out: str | None, as_json: bool, strict: bool, clean: bool, quiet: bool, merge_options: MergeOptions
 ) -> None:
     """Would the merge of RECIPE into OUT work, before anything is downloaded or read?
 
@@ -45,6 +48,13 @@ def command(
 
     Exit codes: 0 it would (warnings allowed), 1 it would not, 2 RECIPE cannot be read.
     """
+    if clean:
+        from mergekit_select.check import remove_leftovers
+
+        removed = [str(path) for path in remove_leftovers(Path(out or recipe))]
+        print_report("check", {"ok": True, "removed": removed}, [f"removed {path}" for path in removed], as_json)
+        if out is None:
+            return
     # mergekit's imports make millions of objects that stay; looking for garbage among them takes a sixth of the time.
     gc.disable()
     from mergekit_select.check import check
@@ -57,7 +67,7 @@ def command(
     with bar("Looking at models", " models", quiet) as shown:
 
         def progress(name: str) -> None:
-            shown.set_postfix_str(name)
+            shown.set_postfix_str(escaped(name))
             shown.update()
 
         report = check(recipe, out, merge_options, progress)

@@ -9,7 +9,7 @@ import click
 
 from mergekit_select.cli._errors import NO, one_line_errors
 from mergekit_select.cli._options import apply_threads, replay_options, report_options
-from mergekit_select.cli._output import bar, print_report
+from mergekit_select.cli._output import bar, print_report, silence_libraries
 
 if TYPE_CHECKING:
     from mergekit.options import MergeOptions
@@ -25,7 +25,7 @@ Examples:
 @click.argument("recipe", type=click.Path(readable=False))
 @click.option("--plot", type=click.Path(), metavar="FILE", help="Draw layers against modules: .png, .svg or .pdf")
 @report_options
-@replay_options
+@replay_options()
 @one_line_errors(refused=NO)
 def command(merge_options: MergeOptions, recipe: str, plot: str | None, as_json: bool, quiet: bool) -> None:
     """What would be selected from where, if RECIPE were merged?
@@ -43,6 +43,7 @@ def command(merge_options: MergeOptions, recipe: str, plot: str | None, as_json:
 
     if plot is not None:
         picture.require(Path(plot))
+    silence_libraries()
     apply_threads(merge_options)
     answer = inspect(
         recipe, options=merge_options, progress=lambda tensors: bar("Inspecting", "tensor", quiet, tensors)

@@ -51,7 +51,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     widths = [max(len(recipe[key]) for recipe in recipes) + 2 for key in ("name", "method")]
     lines = [f"{r['name']:{widths[0]}}{r['method']:{widths[1]}}{r['idea']}" for r in recipes]
     listed = [{key: recipe[key] for key in ("name", "method", "idea")} for recipe in recipes]
-    print_report("recipes", {"recipes": listed}, "\n".join(lines), as_json)
+    print_report("recipes", {"recipes": listed}, lines, as_json)
 
 
 @command.command("show", epilog="Example: mergekit-select recipes show select > select.yml")
@@ -60,4 +60,4 @@ def command(ctx: click.Context, as_json: bool) -> None:
 def show(name: str, as_json: bool) -> None:
     """Print the recipe NAME with its card, as a file to save and edit."""
     recipe = _described(name, _recipes()[name])
-    print_report("recipes show", recipe, recipe["text"].removesuffix("\n"), as_json)
+    print_report("recipes show", recipe, recipe["text"].removesuffix("\n").split("\n"), as_json)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from mergekit_select.cli._errors import NO, UNREADABLE, YES, one_line_errors
-from mergekit_select.cli._options import apply_threads, replay_options, report_options, strict_option
-from mergekit_select.cli._output import bar, print_report
+from mergekit_select.cli._options import apply_threads, map_option, replay_options, report_options, strict_option
+from mergekit_select.cli._output import bar, counting, print_report, silence_libraries
 
 if TYPE_CHECKING:
     from mergekit.options import MergeOptions
@@ -20,60 +21,57 @@ Examples:
 """
 
 
-def _parse_maps(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    result: dict[str, str] = {}
-    for value in values:
-        old, separator, new = value.partition("=")
-        if not (old and separator and new):
-            raise click.BadParameter(f"must be OLD=NEW, got {value!r}")
-        if result.setdefault(old, new) != new:
-            raise click.BadParameter(f"maps {old!r} twice, to {result[old]!r} and {new!r}")
-    return result
-
-
 @click.command("verify", epilog=_EXAMPLES)
 @click.argument("out", type=click.Path(readable=False))
 @click.option("--recipe", type=click.Path(readable=False), help="Recipe, instead of OUT/mergekit_config.yml")
-@click.option(
-    "--map",
-    "locations",
-    multiple=True,
-    metavar="OLD=NEW",
-    callback=_parse_maps,
-    help="A model, or a folder of models, that the recipe calls OLD lies at NEW; repeatable",
-)
+@map_option
+@click.option("--record", "recording", is_flag=True, help="Where OUT is the same, write down what it was made from")
 @report_options
 @strict_option
-@replay_options
+@replay_options("copy_tokenizer")
 @one_line_errors(refused=UNREADABLE)
 def command(
     merge_options: MergeOptions,
     out: str,
     recipe: str | None,
     locations: dict[str, str],
+    recording: bool,
     strict: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Is the output in the folder OUT, bit for bit, what its recipe says?
 
-    Derives every tensor again, one at a time, and compares bits, names, shapes and dtypes. Relative paths in
-    the recipe begin at the current folder, as for mergekit-yaml.
+    OUT may be a hub model, OWNER/NAME[@REVISION]. Where it has a record of its merge, its files are compared with
+    that first, and models are taken at the recorded commits. Then derives every tensor again, one at a time, and
+    compares bits, names, shapes and dtypes. Relative paths in the recipe begin at the current folder, as for
+    mergekit-yaml.
 
     Exit codes: 0 the same, 1 not the same or unfinished, 2 usage, or something cannot be read.
     """
     from mergekit_select.findings import Severity
+    from mergekit_select.provenance import compared, lock, obtained, read_text, record
     from mergekit_select.verification import verify
     from mergekit_select.verification.text import as_data, render
 
+    silence_libraries()
     apply_threads(merge_options)
+    with counting("Hashing", quiet) as digests:
+        folder = obtained(out, merge_options)
+        changed, locations = compared(folder, recipe, locations, digests)
     answer = verify(
-        out,
+        folder,
         recipe,
         locations=locations,
         options=merge_options,
         progress=lambda tensors: bar("Verifying", "tensor", quiet, tensors),
     )
+    answer = replace(answer, problems=(*changed, *answer.problems))
+    if recording and answer.same and answer.recipe is not None:
+        text = read_text(answer.recipe)
+        with counting("Hashing", quiet) as digests:
+            definition = lock(text, str(answer.recipe), merge_options, locations=locations, digests=digests)
+            record(folder, merge_options, definition, digests=digests)
     print_report("verify", as_data(answer), render(answer), as_json)
     warned = any(note.severity is Severity.WARNING for note in answer.notes)
     raise click.exceptions.Exit(YES if answer.same and not (strict and warned) else NO)

@@ -16,9 +16,10 @@ from mergekit_select import kinds
 from mergekit_select.bits import dtype_name
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import UnusableModelError, some
+from mergekit_select.inputs.bounds import require_regular, require_regular_files
 from mergekit_select.inputs.files import INDEXES, MERGEKIT_LOADS, first_loaded, read_json, read_weight_map
 
-# safetensors' name of a dtype, torch's, bits of an element
+# safetensors' name of a dtype, torch's, bits of an element; in safetensors' own order, by which it places tensors
 DTYPES = {
     "BOOL": ("bool", 8),
     "U8": ("uint8", 8),
@@ -33,10 +34,10 @@ DTYPES = {
     "I32": ("int32", 32),
     "U32": ("uint32", 32),
     "F32": ("float32", 32),
+    "C64": ("complex64", 64),
     "F64": ("float64", 64),
     "I64": ("int64", 64),
     "U64": ("uint64", 64),
-    "C64": ("complex64", 64),
 }
 
 
@@ -99,6 +100,7 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
         gguf = folder.suffix.lower() in (".gguf", ".ggml")
         raise UnusableModelError(kinds.MODEL_IS_GGUF if gguf else kinds.MODEL_IS_FILE)
     try:
+        require_regular_files(folder)
         config = read_json(folder / "config.json")
         weights = _weights_file(name, folder)
         tensors, shards = _read_weights(folder, weights)
@@ -174,7 +176,7 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str] 
         UnreadableError: The file cannot be read, is truncated, or its header is none or lies.
     """
     try:
-        path.open("rb").close()  # safetensors takes a lack of permission for a lack of the file
+        require_regular(path)  # safetensors takes a lack of permission for a lack of the file, and waits for a pipe
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: _stored(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata()

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_select.errors import UnreadableError, one_line
-
-MOST_JSON_BYTES = 256 << 20  # an index of a million tensors has a tenth of this
+from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file, require_inside, require_regular_files
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,11 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UnreadableError: The file cannot be read, is larger, is no JSON, or holds something else.
     """
     try:
-        if path.stat().st_size > MOST_JSON_BYTES:
-            raise UnreadableError(f"{path} must be JSON of at most {MOST_JSON_BYTES} bytes, and is larger")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
+        value = json.loads(read_file(path, MOST_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise UnreadableError(f"{path} must be JSON, and is not: {one_line(error)}") from error
     if not isinstance(value, dict):
@@ -65,13 +60,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def require_readable(folder: Path) -> None:
+    """Refuse a model's folder before mergekit and transformers open it: their own errors do not name the file.
+
+    Raises:
+        UnreadableError: Its config.json is missing, or a file is not what it should be; see ``bounds``.
+    """
+    require_regular_files(folder)
+    read_json(folder / "config.json")
+    for index in INDEXES:
+        if (folder / index).exists():
+            read_weight_map(folder / index)
+
+
 def read_weight_map(path: Path) -> dict[str, str]:
     """Return an index's shard file name by tensor name.
 
     Raises:
-        UnreadableError: As for ``read_json``, or the index has no such mapping.
+        UnreadableError: As for ``read_json``, or the index has no such mapping, or names a file elsewhere.
     """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise UnreadableError(f"{path} must map tensor names to files under the key weight_map, and does not")
+    for shard in sorted(set(weight_map.values())):
+        require_inside(path.parent, shard, path)
     return weight_map

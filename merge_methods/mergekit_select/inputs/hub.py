@@ -6,24 +6,31 @@ import fnmatch
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+import yaml
+from huggingface_hub import HfApi, ModelCard, constants, get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     NotASafetensorsRepoError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._validators import validate_repo_id
 
 from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import UnusableModelError, some
 from mergekit_select.inputs.checkpoint import Checkpoint, StoredTensor, stored_tensor
+from mergekit_select.inputs.digests import Digests, File, by_path, folder_files, hidden
 from mergekit_select.inputs.files import INDEXES, TOKENIZER_FILES, read_json
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -63,19 +70,113 @@ def read_hub_model(repository: str, revision: str | None, folder: Path, cache: s
     Raises:
         UnusableModelError: It is no model that mergekit could merge, or the hub cannot be asked.
     """
-    try:
+    with hub_errors():
         return _read(repository, revision, folder, cache)
+
+
+def require_repository(repository: str, revision: str | None) -> None:
+    """Ask the hub for a model, once and not for long: mergekit and transformers would ask on for minutes.
+
+    Raises:
+        UnreadableError: The hub cannot be asked, or does not give it.
+    """
+    try:
+        with hub_errors():
+            HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT)
+    except UnusableModelError as error:
+        raise UnreadableError(f"model {repository}: {error}") from error
+
+
+@contextmanager
+def hub_errors() -> Iterator[None]:
+    """Let what huggingface_hub raises be one of this package's errors, of a kind that says what to do.
+
+    Raises:
+        UnusableModelError: Instead of it.
+    """
+    try:
+        yield
     except UnusableModelError:
         raise
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UnusableModelError(kinds.HUB_REFUSES, problem=one_line(str(error).splitlines()[0])) from error
-    except OfflineModeIsEnabled as error:
+        kind = kinds.HUB_REVISION_GONE if isinstance(error, RevisionNotFoundError) else kinds.HUB_REFUSES
+        kind = kinds.HUB_GATED if isinstance(error, GatedRepoError) else kind
+        raise UnusableModelError(kind, problem=said(error)) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        if not offline():  # a download that failed and is not in the cache
+            problem = said(error.__cause__ or error)
+            raise UnusableModelError(kinds.HUB_UNREACHABLE, endpoint=constants.ENDPOINT, problem=problem) from error
         raise UnusableModelError(kinds.HUB_OFFLINE) from error
     except UnreadableError as error:
         raise UnusableModelError(kinds.HUB_FILE_INVALID, problem=str(error)) from error
     except Exception as error:  # whatever the network layers raise; mergekit would meet the same
-        problem = one_line(error)
-        raise UnusableModelError(kinds.HUB_UNREACHABLE, endpoint=constants.ENDPOINT, problem=problem) from error
+        raise UnusableModelError(kinds.HUB_UNREACHABLE, endpoint=constants.ENDPOINT, problem=said(error)) from error
+
+
+def said(error: BaseException) -> str:
+    """Return an error's first line, without the token that it was met with."""
+    text = one_line(error if not isinstance(error, HfHubHTTPError) else str(error).splitlines()[0])
+    token = get_token()
+    return text.replace(token, "(token)") if token else text
+
+
+@dataclass(frozen=True)
+class HubRevision:
+    """A repository at one commit, from metadata alone; offline, from the cache.
+
+    Attributes:
+        commit: The commit that the revision names now.
+        licence: As its card's metadata gives it.
+        files: What the commit holds; offline, what of it was downloaded.
+    """
+
+    commit: str
+    licence: str | None
+    files: tuple[File, ...]
+
+
+def read_revision(
+    repository: str, revision: str | None, cache: str | None = None, digests: Digests | None = None
+) -> HubRevision:
+    """Ask the hub which commit a revision is, and for the digests of its files.
+
+    Args:
+        repository: owner/name.
+        revision: Branch, tag or commit; None for the hub's default.
+        cache: As mergekit's --transformers-cache, for what is in it offline.
+        digests: Remembers those of files that have to be hashed.
+
+    Raises:
+        UnusableModelError: The hub refuses it, or cannot be asked.
+    """
+    with hub_errors():
+        if offline():
+            folder = Path(snapshot_download(repository, revision=revision, cache_dir=cache, local_files_only=True))
+            return HubRevision(folder.name, licence_of(folder), folder_files(folder, digests or Digests()))
+        api = HfApi()
+        info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
+        commit = str(info.sha)
+        entries = api.list_repo_tree(repository, recursive=True, revision=commit)
+        files = [
+            File(
+                entry.path,
+                entry.lfs.size if entry.lfs else entry.size,
+                {"sha256": entry.lfs.sha256} if entry.lfs else {"gitBlob": entry.blob_id},
+            )
+            for entry in entries
+            if isinstance(entry, RepoFile) and not hidden(entry.path)
+        ]
+        licence = getattr(info.card_data, "license", None)
+    return HubRevision(commit, licence if isinstance(licence, str) else None, tuple(sorted(files, key=by_path)))
+
+
+def licence_of(folder: Path) -> str | None:
+    """Return the licence that the card of a model's folder gives; None where it gives none that can be read."""
+    try:
+        licence = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.license
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return None
+    return licence if isinstance(licence, str) else None
 
 
 def _read(repository: str, revision: str | None, folder: Path, cache: str | None) -> Checkpoint:

@@ -11,6 +11,7 @@ from typing import Any
 from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError
 from mergekit_select.findings import UnusableModelError
+from mergekit_select.inputs.bounds import require_regular_files
 from mergekit_select.inputs.checkpoint import Checkpoint, StoredTensor, read_shard
 from mergekit_select.inputs.files import read_json
 
@@ -57,6 +58,7 @@ def read_adapter(folder: Path) -> Adapter:
     if not (folder / "adapter_config.json").exists():
         raise UnusableModelError(kinds.ADAPTER_WITHOUT_CONFIG, adapter=folder)
     try:
+        require_regular_files(folder)
         config = read_json(folder / "adapter_config.json")
         weights = [folder / f"adapter_model.{suffix}" for suffix in ("safetensors", "bin")]
         stored = next((file for file in weights if file.exists()), None)

@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 from mergekit.config import MergeConfiguration
 
-from mergekit_select.errors import RecipeError, one_line
-
-MOST_BYTES = 4 << 20  # the longest recipes seen have some hundred lines; a larger file is something else
+from mergekit_select.errors import RecipeError, UnreadableError, one_line
+from mergekit_select.inputs.bounds import MOST_RECIPE_BYTES, BoundError, compose_yaml, construct, read_file
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,22 @@ def read_recipes(path: str | Path) -> list[Recipe]:
     Raises:
         RecipeError: The file cannot be read, is no YAML, or has no mapping with ``merge_method`` in it.
     """
-    text = _read(Path(path))
+    return parse_recipes(read_text(path), str(path))
+
+
+def parse_recipes(text: str, path: str) -> list[Recipe]:
+    """Return the merges in a recipe's text; ``path`` is what messages call it.
+
+    Raises:
+        RecipeError: As for ``read_recipes``.
+    """
     try:
-        documents = list(yaml.safe_load_all(text))
-        duplicates = [tuple(_duplicates(node)) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        nodes = compose_yaml(text)
+        documents = [construct(node) for node in nodes]
+        duplicates = [tuple(_duplicates(node)) for node in nodes]
+    except BoundError as error:
+        raise RecipeError(f"{path} is no recipe: {error}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise RecipeError(f"a recipe must be YAML, and {path} is not: {one_line(error)}") from error
     kept = [(document, keys) for document, keys in zip(documents, duplicates, strict=True) if document is not None]
     documents = [document for document, _ in kept]
@@ -69,20 +79,32 @@ def read_recipe(path: str | Path) -> MergeConfiguration:
         raise RecipeError(
             f"{path} must hold one merge, and holds {len(recipes)}; give one of them in a file of its own"
         )
+    return validated(recipes[0], str(path))
+
+
+def validated(recipe: Recipe, path: str) -> MergeConfiguration:
+    """Return a merge as mergekit reads it.
+
+    Raises:
+        RecipeError: mergekit refuses it.
+    """
     try:
-        return MergeConfiguration.model_validate(recipes[0].raw)
+        return MergeConfiguration.model_validate(recipe.raw)
     except Exception as error:  # mergekit's validators raise what they like
         raise RecipeError(f"mergekit refuses the recipe {path}: {one_line(error)}") from error
 
 
-def _read(path: Path) -> str:
+def read_text(path: str | Path) -> str:
+    """Return a recipe file's text, line endings as they are.
+
+    Raises:
+        RecipeError: It cannot be read, is too large, or is no UTF-8.
+    """
+    path = Path(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    if len(content) > MOST_BYTES:
-        raise RecipeError(f"a recipe must be a YAML file of at most {MOST_BYTES} bytes, and {path} is larger")
+        content = read_file(path, MOST_RECIPE_BYTES)
+    except UnreadableError as error:
+        raise RecipeError(f"cannot read the recipe: {error}") from error
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

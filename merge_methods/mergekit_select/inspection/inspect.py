@@ -19,7 +19,8 @@ from mergekit_select.inputs.recipe import read_recipe
 from mergekit_select.inspection.count import count
 from mergekit_select.inspection.tally import Tally, empty
 from mergekit_select.methods import OWN, RESAMPLING
-from mergekit_select.planner.engine import Engine, opened
+from mergekit_select.planner.engine import Engine
+from mergekit_select.planner.opening import opened
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.selection import Drawn, drawn
 from mergekit_select.selection.slots import slots

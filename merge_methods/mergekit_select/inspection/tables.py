@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
+from mergekit_select.errors import escaped
 from mergekit_select.inspection.inspect import Inspection
 from mergekit_select.inspection.tally import Tally
 
@@ -50,8 +51,8 @@ def _group(tally: Tally) -> dict[str, Any]:
     return {"counts": tally, "shares": shares, "norms": norms, "deviations": tally.deviations}
 
 
-def render(answer: Inspection) -> str:
-    """Return the answer as tables of at most 100 columns."""
+def render(answer: Inspection) -> list[str]:
+    """Return the answer as lines of tables of at most 100 columns."""
     total = answer.total
     blocks = [_heading(answer, total), _models(answer, total)]
     if len(answer.models) > 1 and total.agreement:
@@ -60,7 +61,7 @@ def render(answer: Inspection) -> str:
     blocks.append(_groups("layer", layers, answer))
     blocks.append(_groups("module", answer.modules, answer))
     blocks.append(_legend(answer))
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks).split("\n")
 
 
 def _heading(answer: Inspection, total: Tally) -> str:
@@ -192,6 +193,7 @@ def _table(title: str, names: list[str], columns: Mapping[str, list[str]]) -> st
 
 def _fit(name: str, width: int) -> str:
     """Shorten a name where a number in front may be followed by a path, whose end tells more than its beginning."""
+    name = escaped(name)
     if len(name) <= width:
         return name
     number, separator, path = name.partition(" ")

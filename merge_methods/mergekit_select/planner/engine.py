@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from mergekit import merge_methods
-from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
-from mergekit.io.tasks import LoaderCache
 from mergekit.merge_methods.base import TensorEntry, TensorGroup, TensorMetadata
 from mergekit.merge_methods.dtype import align_dtype, promoted_dtype
-from mergekit.options import MergeOptions
-from mergekit.tokenizer import BuildTokenizer
+from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary
+from mergekit.tokenizer.build import TokenizerInfo
 from transformers import PretrainedConfig
 
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, one_line
-from mergekit_select.inputs.checkpoint import read_header
-from mergekit_select.inputs.references import donor, is_local
-from mergekit_select.planner.internals import isolated, output_config, quiet_tokenizers, resize_vocabulary
-from mergekit_select.planner.plan import Plan, PlannedTensor, Planning, in_execution_order
+from mergekit_select.inputs.references import donor
+from mergekit_select.planner.internals import (
+    output_config,
+    quiet_tokenizers,
+    resize_vocabulary,
+    write_companions,
+)
+from mergekit_select.planner.plan import Plan, PlannedTensor, in_execution_order
 
 
 class Engine:
@@ -40,8 +40,9 @@ class Engine:
 
     def __init__(self, plan: Plan):
         self.plan = plan
+        self._union: Path | None = None
         self.tensors: Sequence[PlannedTensor] = tuple(in_execution_order(plan.tensors))
-        self._tokenizers: dict[BuildTokenizer, Any] = {}
+        self._tokenizers: dict[BuildTokenizer, TokenizerInfo] = {}
 
     def merged(self, planned: PlannedTensor) -> torch.Tensor | None:
         """Compute one tensor as the merge would write it; None where mergekit would skip an optional one.
@@ -49,7 +50,7 @@ class Engine:
         Raises:
             MergekitSelectError: The inputs cannot be read, or the merge method refuses them.
         """
-        with _at(f"tensor {planned.name!r}"):
+        with at(f"tensor {planned.name!r}"):
             result: torch.Tensor | None = self._evaluate(planned.task)
             if result is None:
                 if not planned.weight.optional:
@@ -64,7 +65,7 @@ class Engine:
             MergekitSelectError: They cannot be read, or their shapes differ.
         """
         task = planned.task
-        with _at(f"tensor {planned.name!r}"):
+        with at(f"tensor {planned.name!r}"):
             tensors = self._evaluate(task.gather_tensors)
             entries = tuple(
                 TensorEntry(id=model, tensor=tensors[model], is_base=model == task.base_model)
@@ -77,6 +78,27 @@ class Engine:
                 return align_dtype(group, promoted_dtype(group))
             return group
 
+    @property
+    def tokenizer_task(self) -> BuildTokenizer | None:
+        """What builds the output's tokenizer, if mergekit aligns tokenizers."""
+        tasks = (planned.task.gather_tensors for planned in self.plan.tensors)
+        return next((task.tokenizer_task for task in tasks if isinstance(task, PermutedVocabulary)), None)
+
+    def tokenizer(self, task: BuildTokenizer) -> TokenizerInfo:
+        """Build the output's tokenizer, once."""
+        if task not in self._tokenizers:
+            source = task
+            if task.tokenizer_source == "union" and self._union is not None:
+                source = task.model_copy(update={"tokenizer_source": ModelReference.model_validate(str(self._union))})
+            with quiet_tokenizers():
+                self._tokenizers[task] = source.execute()
+        return self._tokenizers[task]
+
+    def use_union(self, folder: Path) -> None:
+        """Take the tokenizer of ``tokenizer: {source: union}``, whose order depends on the process, from a folder."""
+        self._union = folder
+        self._tokenizers.clear()
+
     def possible_configs(self) -> Iterable[PretrainedConfig]:
         """Return the config that mergekit would write; without a base model, those of which it takes an arbitrary one.
 
@@ -87,22 +109,49 @@ class Engine:
             configs = [copy.deepcopy(self.plan.out_config)]
         else:
             trust = self.plan.options.trust_remote_code
-            configs = [
-                output_config(config.model_copy(update={"base_model": model}, deep=True), architecture, trust)
-                for model in sorted(config.referenced_models(), key=str)
-            ]
+            configs = [output_config(own, architecture, trust) for own in self._with_donors()]
+        dtype = config.out_dtype or config.dtype
+        for settings in configs if dtype else ():
+            settings.dtype = dtype
         for info in self._tokenizers.values():
             for settings in configs:
                 resize_vocabulary(settings, architecture, info.tokenizer, config)
         return configs
 
+    def possible_companions(self, scratch: Path) -> Iterator[tuple[Path, Exception | None]]:
+        """Write what the merge would put beside weights and config, once for each model that it may take it from.
+
+        Args:
+            scratch: An empty folder.
+
+        Yields:
+            A folder with the files, and why there is no tokenizer, where mergekit would go on without one.
+
+        Raises:
+            MergekitSelectError: They cannot be read.
+        """
+        plan = self.plan
+        for number, config in enumerate(self._with_donors()):
+            folder = scratch / f"companions-{number}"
+            folder.mkdir()
+            with at("the output's tokenizer"):
+                tokenizer = None if plan.tokenizer is None else self._evaluate(plan.tokenizer).tokenizer
+                failure = write_companions(config, plan.architecture, plan.options, tokenizer, folder)
+            if failure is not None and any(folder.iterdir()):  # some files could be copied: the model is damaged
+                raise UnreadableError(f"the output's tokenizer: {one_line(failure)}") from failure
+            yield folder, failure
+
+    def _with_donors(self) -> list[MergeConfiguration]:
+        """Return the recipe with each model as its base of which mergekit may take config and tokenizer."""
+        config = self.plan.config
+        known = donor(config)
+        donors = [config.base_model] if known is not None else sorted(config.referenced_models(), key=str)
+        return [config.model_copy(update={"base_model": model}, deep=True) for model in donors]
+
     def _evaluate(self, task: Task[Any]) -> Any:
         """Execute a task after what it depends on; of the results only tokenizers are kept."""
         if isinstance(task, BuildTokenizer):
-            if task not in self._tokenizers:
-                with quiet_tokenizers():
-                    self._tokenizers[task] = task.execute()
-            return self._tokenizers[task]
+            return self.tokenizer(task)
         arguments = {name: self._evaluate(dependency) for name, dependency in task.arguments().items()}
         if not task.uses_accelerator():
             return task.execute(**arguments)
@@ -112,75 +161,7 @@ class Engine:
 
 
 @contextmanager
-def opened(config: MergeConfiguration, options: MergeOptions | None = None) -> Iterator[Engine]:
-    """Plan a merge from its models; the engine is usable inside the ``with`` block.
-
-    Models on a hub are downloaded, and LoRA adapters merged into ``lora_merge_cache``, as in the merge.
-
-    Args:
-        config: The recipe; not modified.
-        options: As for the merge.
-
-    Raises:
-        UnreadableError: A model cannot be read.
-        PlanError: mergekit refuses the merge.
-        ParameterError: A recipe parameter breaks its rule.
-    """
-    options = options or MergeOptions()
-    with isolated(options) as cache:
-        if options.random_seed is None:
-            yield Engine(_plan(config, options, cache))
-        else:  # mergekit seeds the whole process, here only the block sees it
-            with torch.random.fork_rng():
-                torch.manual_seed(options.random_seed)
-                yield Engine(_plan(config, options, cache))
-
-
-def _plan(config: MergeConfiguration, options: MergeOptions, cache: LoaderCache) -> Plan:
-    own = config.model_copy(deep=True)  # the planner rewrites it
-    with _at("the recipe"):
-        merge_methods.get(own.merge_method)
-    for model in sorted(own.referenced_models(), key=str):
-        with _at(f"model {model}", UnreadableError):
-            _require_readable(model, cache, options)
-    with _at("planning the merge"):
-        planning = Planning(own, get_architecture_info(own, options), options)
-        planning.normalise()
-        plan = planning.plan(config)
-        for _, error in plan.failures:
-            raise error
-    return plan
-
-
-def _require_readable(model: ModelReference, cache: LoaderCache, options: MergeOptions) -> None:
-    """Open every file of a model once: what is missing or cut off is better said now than in the middle."""
-    path = model.model.path
-    if is_local(path) and not os.path.isdir(path):
-        raise UnreadableError(f"model {model}: there is no folder {path}; local paths begin at the current folder")
-    if os.path.isdir(path):  # transformers' own error for a missing config.json does not name the file
-        Path(path, "config.json").open("rb").close()
-    model.config(trust_remote_code=options.trust_remote_code)
-    whole = Path(path, "model.safetensors")
-    if whole.is_file() and not Path(f"{whole}.index.json").exists() and model.lora is None:
-        read_header(whole)  # mergekit's own error does not name the file
-    index = cache.get(model).index
-    for shard in index.shards:
-        file = Path(index.base_path, shard.filename)
-        if not file.is_file():
-            raise UnreadableError(f"model {model}: the index names the shard {shard.filename}, which is not there")
-        absent = sorted(set(shard.contained_keys) - _names(file).keys()) if index.is_safetensors else []
-        if absent:
-            raise UnreadableError(
-                f"model {model}: the index says that {shard.filename} holds {absent[0]!r}, which it does not"
-            )
-
-
-def _names(file: Path) -> Mapping[str, object]:
-    return read_header(file)[0]
-
-
-@contextmanager
-def _at(place: str, kind: type[MergekitSelectError] = PlanError) -> Iterator[None]:
+def at(place: str, kind: type[MergekitSelectError] = PlanError) -> Iterator[None]:
     """Let errors of mergekit and below name the place; those of ours name it themselves."""
     try:
         yield

@@ -17,13 +17,22 @@ from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.lazy_tensor_loader import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.tasks import LoaderCache
-from mergekit.merge import _model_out_config, _update_config_vocab
+from mergekit.merge import (
+    _copy_tagalong_files,
+    _copy_tokenizer,
+    _model_out_config,
+    _set_chat_template,
+    _update_config_vocab,
+)
 from mergekit.options import MergeOptions
 from mergekit.tokenizer import build as tokenizer_build
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from mergekit_select.planner.reading import Loader
+
 # What mergekit keeps belongs to the whole process: one user at a time. Reentrant, since a plan may need another.
 _lock = threading.RLock()
+stored_config = _model_out_config
 _SETTINGS = ("lora_cache_dir", "hf_cache_dir", "lazy_unpickle", "trust_remote_code", "lora_merge_dtype")
 
 
@@ -43,6 +52,9 @@ def isolated(options: MergeOptions) -> Iterator[LoaderCache]:
         try:
             yield cache
         finally:
+            for loader in LoaderCache.loaders.values():
+                if isinstance(loader, Loader):
+                    loader.close()
             LoaderCache.loaders.clear()
             LoaderCache.loaders.update(loaders)
             infer_architecture_info.cache_clear()
@@ -90,6 +102,38 @@ def resize_vocabulary(
     """Write the size of an aligned vocabulary to the output's config, padded as the recipe says."""
     padding = None if config.tokenizer is None else config.tokenizer.pad_to_multiple_of
     _update_config_vocab(settings, architecture, tokenizer, pad_to_multiple_of=padding)
+
+
+def write_companions(
+    config: MergeConfiguration,
+    architecture: ModelArchitecture,
+    options: MergeOptions,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+) -> Exception | None:
+    """Write what a merge puts beside weights and config: tokenizer, chat template and settings of generation.
+
+    Args:
+        config: The recipe.
+        architecture: mergekit's description of the models.
+        options: The merge's options.
+        tokenizer: The aligned tokenizer, if the recipe asks for one.
+        folder: Where to.
+
+    Returns:
+        Why there is no tokenizer, where mergekit logs this and goes on.
+    """
+    failure = None
+    if tokenizer is not None:
+        _set_chat_template(tokenizer, config)
+        tokenizer.save_pretrained(str(folder))
+    elif options.copy_tokenizer:
+        try:
+            _copy_tokenizer(config, str(folder), options=options)
+        except Exception as error:  # mergekit's own clause
+            failure = error
+    _copy_tagalong_files(config, str(folder), files=architecture.tagalong_files or [], options=options)
+    return failure
 
 
 def lora_folder(cache: str, model: ModelPath, lora: ModelPath) -> Path:

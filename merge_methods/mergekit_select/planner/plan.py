@@ -1,7 +1,7 @@
 """The plan of a merge: its output tensors, each with inputs, base, resolved parameters and what mergekit executes.
 
 ``Planning`` makes it with mergekit's own planner: from descriptions of models, whose names ``check`` offers to it, or
-from the models themselves, which ``engine`` opens.
+from the models themselves, which ``opening`` opens.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mergekit.config import ConfigReader, MergeConfiguration
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
+from mergekit.tokenizer import BuildTokenizer
 from transformers import PretrainedConfig
 
 from mergekit_select.planner.internals import output_config
@@ -67,6 +68,7 @@ class Plan:
         out_config: The config.json that the merge writes, but for dtype and the size of an aligned vocabulary.
         tensors: In the order of the architecture.
         failures: Tensors that could not be planned, with the cause.
+        tokenizer: What builds the output's tokenizer, where the recipe has mergekit align vocabularies.
     """
 
     config: MergeConfiguration
@@ -75,6 +77,7 @@ class Plan:
     out_config: PretrainedConfig
     tensors: tuple[PlannedTensor, ...]
     failures: tuple[tuple[str, Exception], ...]
+    tokenizer: BuildTokenizer | None
 
 
 class Planning(MergePlanner):
@@ -139,7 +142,15 @@ class Planning(MergePlanner):
                     task=task,
                 )
             )
-        return Plan(config, self.options, self.arch_info, self.out_model_config, tuple(tensors), tuple(self._failures))
+        return Plan(
+            config=config,
+            options=self.options,
+            architecture=self.arch_info,
+            out_config=self.out_model_config,
+            tensors=tuple(tensors),
+            failures=tuple(self._failures),
+            tokenizer=self._tokenizer_task,
+        )
 
 
 def in_execution_order(tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +15,84 @@ from mergekit_select.findings import Findings
 from mergekit_select.inputs.files import read_json
 
 # Keys of a config.json, at any depth, that may differ between a merge and its replay: where the model lay and lies,
-# in what it is stored (compared in the tensors), how it is run, and what wrote it.
+# how it is run, and what wrote it. None of them decides what is loaded.
 _IGNORED_KEYS = frozenset(
+    {"_attn_implementation_autoset", "_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
+)
+# Keys that transformers obeys when it loads any model: whatever its version, one that the recipe does not give counts.
+_OBEYED_KEYS = frozenset(
     {
-        "_attn_implementation_autoset",
-        "_commit_hash",
-        "_name_or_path",
-        "auto_map",  # names the repository, of a model that was on a hub
-        "custom_pipelines",  # the same
-        "dtype",
-        "torch_dtype",
-        "transformers_version",
+        "_attn_implementation",
+        "_experts_implementation",
+        "attn_implementation",
+        "auto_map",
+        "compression_config",
+        "configuration_files",
+        "custom_pipelines",
+        "fusion_config",
+        "pruned_heads",
+        "quantization_config",
         "transformers_weights",
-        "use_cache",
     }
 )
+_CODE_KEYS = ("auto_map", "custom_pipelines")  # what they name is REPOSITORY--MODULE.CLASS once it was on a hub
 _ABSENT = object()
 
 
-def config_problems(path: Path, possible: Iterable[PretrainedConfig]) -> Findings:
+def config_problems(path: Path, possible: Iterable[PretrainedConfig], origins: Collection[str]) -> Findings:
     """Compare a config.json with those that the recipe may give; return the differences from the nearest.
 
     Args:
         path: The output's.
         possible: The config that the merge writes; without a base model, those of which it takes an arbitrary one.
+        origins: Where the recipe says that these models lie, and so whose code they may name.
     """
     if not path.exists():
         return Findings()
-    content = read_json(path)
+    content = _normal(read_json(path), origins)
     return min((_compare(path.name, content, expected) for expected in possible), key=len)
+
+
+def _normal(content: dict[str, Any], origins: Collection[str] | None = None) -> dict[str, Any]:
+    """Return a config with one name for dtype, and without the repositories of code that the recipe names itself."""
+    result = {}
+    for key, value in content.items():
+        if key in _CODE_KEYS:
+            result[key] = _local_code(value, origins)
+        elif key == "torch_dtype":  # transformers lets dtype win
+            result.setdefault("dtype", content.get("dtype") or value)
+        else:
+            result[key] = _normal(value, origins) if isinstance(value, dict) else value
+    return result
+
+
+def _local_code(value: Any, origins: Collection[str] | None) -> Any:
+    if isinstance(value, str):
+        repository, separator, name = value.rpartition("--")
+        return name if separator and (origins is None or repository in origins) else value
+    if isinstance(value, dict):
+        return {key: _local_code(item, origins) for key, item in value.items()}
+    return [_local_code(item, origins) for item in value] if isinstance(value, list) else value
 
 
 def _compare(file: str, content: dict[str, Any], expected: PretrainedConfig) -> Findings:
     problems = Findings()
     # As save_pretrained writes it.
-    written: dict[str, Any] = json.loads(expected.to_json_string())
-    full: dict[str, Any] = json.loads(expected.to_json_string(use_diff=False))
+    written: dict[str, Any] = _normal(json.loads(expected.to_json_string()))
+    full: dict[str, Any] = _normal(json.loads(expected.to_json_string(use_diff=False)))
     if content.get("transformers_version") == written["transformers_version"]:
         # What has its default need not be written.
         differences = _compare_objects(written, content, full)
     else:
         # Versions of transformers write other keys for the same: what both know of is compared as this one reads it.
         try:
-            read = json.loads(type(expected).from_dict(content).to_json_string(use_diff=False))
+            read = _normal(json.loads(type(expected).from_dict(content).to_json_string(use_diff=False)), ())
         except Exception as error:  # each config class checks what it likes
             problems.add(kinds.FILES_DISAGREE, file, problem=f"transformers cannot read it: {one_line(error)}")
             return problems
         read["model_type"] = content.get("model_type", _ABSENT)  # that of the class, whatever the file says
-        differences = _compare_objects(full, read, None)
+        obeyed = {key: content[key] for key in _OBEYED_KEYS & content.keys()}
+        differences = _compare_objects(full, {**read, **obeyed}, None)
     for difference in differences:
         problems.add(kinds.FILES_DISAGREE, file, problem=_text(*difference))
     return problems
@@ -91,9 +121,9 @@ def _compare_objects(
             yield from _compare_objects(left, right, below, f"{place}{key}.")
             continue
         if key not in expected or key not in found:
-            if defaults is None:
+            if defaults is None and (key not in _OBEYED_KEYS or not right):
                 continue
-            if key in found and defaults.get(key, _ABSENT) == right:
+            if defaults is not None and key in found and defaults.get(key, _ABSENT) == right:
                 continue
         if left != right:
             yield f"{place}{key}", left, right

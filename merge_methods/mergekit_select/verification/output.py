@@ -15,6 +15,7 @@ import torch
 from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Finding, Findings
+from mergekit_select.inputs.bounds import require_regular_files
 from mergekit_select.inputs.checkpoint import read_header
 from mergekit_select.inputs.files import INDEXES, TRANSFORMERS_LOADS, WEIGHTS, first_loaded, read_json, read_weight_map
 
@@ -65,6 +66,7 @@ def open_output(folder: str | os.PathLike[str]) -> Output:
         names = sorted(entry.name for entry in root.iterdir() if not entry.is_dir())
     except OSError as error:
         raise UnreadableError(f"cannot read the output folder {root}: {error.strerror}") from error
+    require_regular_files(root)
     weights = [name for name in names if WEIGHTS.fullmatch(name)]
     indexes = [name for name in INDEXES if name in names]
     if not weights and not indexes and RECIPE not in names and "config.json" not in names:

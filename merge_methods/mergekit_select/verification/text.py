@@ -18,15 +18,15 @@ def as_data(answer: Verification) -> dict[str, Any]:
     return {"ok": answer.same, **vars(answer), "problems": problems, "notes": notes}
 
 
-def render(answer: Verification) -> str:
-    """Return the answer as text."""
+def render(answer: Verification) -> list[str]:
+    """Return the answer as lines of text."""
     lines = [f"{problem.kind}: {problem.place}: {problem.text}" for problem in answer.problems]
     lines += [_line(difference) for difference in answer.differences[:_SHOWN]]
     if len(answer.differences) > _SHOWN:
         lines.append(f"and {len(answer.differences) - _SHOWN} more; --json lists all")
     lines += [f"note: {note.text}" for note in answer.notes]
     lines.append(_verdict(answer))
-    return "\n".join(lines)
+    return lines
 
 
 def _line(difference: Difference) -> str:

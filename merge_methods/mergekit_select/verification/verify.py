@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,16 @@ from pathlib import Path
 from mergekit.options import MergeOptions
 
 from mergekit_select import kinds
+from mergekit_select.errors import one_line
 from mergekit_select.findings import Finding, Findings, finding
+from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.inputs.recipe import read_recipe
-from mergekit_select.inputs.references import relocated
+from mergekit_select.inputs.references import donor, relocated
 from mergekit_select.planner.determinism import Determinism, determinism
-from mergekit_select.planner.engine import opened
+from mergekit_select.planner.opening import opened
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.planner.vocabulary import tokenizer_source
+from mergekit_select.verification.companions import companion_problems
 from mergekit_select.verification.comparison import Comparison, Difference
 from mergekit_select.verification.config import config_problems
 from mergekit_select.verification.output import RECIPE, open_output
@@ -90,25 +94,36 @@ def verify(
         problems = (*found.problems, finding(kinds.RECIPE_MISSING, RECIPE))
         return Verification(found.folder, None, None, None, 0, 0, problems, (), ())
     config = read_recipe(path)
+    known = donor(config)
+    origins = {model.model.path for model in ([known] if known else config.referenced_models())}
     if locations:
         config = relocated(config, locations)
     comparison = Comparison(found)
-    with opened(config, options) as engine:
+    union = tokenizer_source(config) == "union"
+    with opened(config, options) as engine, tempfile.TemporaryDirectory(prefix="mergekit-select-") as scratch:
         for planned in progress(engine.tensors):
             comparison.compare(planned.name, engine.merged(planned))
         comparison.finish()
         along_vocabulary = {t.name for t in engine.tensors if t.weight.vocabulary_axis is not None}
-        in_config = config_problems(found.folder / "config.json", engine.possible_configs())
-    problems = (*found.problems, *in_config, *comparison.problems)
+        in_config = config_problems(found.folder / "config.json", engine.possible_configs(), origins)
+        companions = dict(engine.possible_companions(Path(scratch)))
+        beside = companion_problems(found.folder, companions, engine.plan.tokenizer is not None, union)
+    problems = (*found.problems, *in_config, *comparison.problems, *beside)
     kind = determinism(config.merge_method)
     differing = {difference.tensor for difference in comparison.differences}
-    reordered = tokenizer_source(config) == "union" and not differing.isdisjoint(along_vocabulary)
+    reordered = union and (not differing.isdisjoint(along_vocabulary) or bool(beside))
     undecided = (
-        bool(differing)
-        and not problems
+        bool(differing or problems)
+        and all(problem.kind == "random" for problem in problems)
         and all(difference.kind == "bits" for difference in comparison.differences)
         and (kind is Determinism.RANDOM or (reordered and differing <= along_vocabulary))
     )
+    notes = _notes(config.merge_method, kind, bool(differing), reordered)
+    for left in leftovers(found.folder):
+        notes.add(kinds.LEFTOVER, left.name)
+    for failure in companions.values():
+        if failure is not None:
+            notes.add(kinds.NO_TOKENIZER, "tokenizer", problem=one_line(failure))
     return Verification(
         output=found.folder,
         recipe=path,
@@ -118,12 +133,12 @@ def verify(
         parameters=comparison.parameters,
         problems=problems,
         differences=tuple(comparison.differences),
-        notes=_notes(config.merge_method, kind, bool(differing), reordered),
+        notes=tuple(notes),
         undecided=undecided,
     )
 
 
-def _notes(method: str, kind: Determinism, differs: bool, reordered: bool) -> tuple[Finding, ...]:
+def _notes(method: str, kind: Determinism, differs: bool, reordered: bool) -> Findings:
     notes = Findings()
     if kind is Determinism.RANDOM:
         notes.add(kinds.METHOD_RANDOM, "merge_method", method=method)
@@ -133,4 +148,4 @@ def _notes(method: str, kind: Determinism, differs: bool, reordered: bool) -> tu
         notes.add(kinds.METHOD_ROUNDS, "merge_method", method=method)
     if reordered:
         notes.add(kinds.UNION_REORDERED, "tokenizer.source")
-    return tuple(notes)
+    return notes

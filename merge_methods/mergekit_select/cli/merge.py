@@ -1,0 +1,142 @@
+"""The command ``merge``."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergekit_select.cli._errors import NO, YES, one_line_errors
+from mergekit_select.cli._options import merge_options, report_options
+from mergekit_select.cli._output import bar, counting, print_report
+
+if TYPE_CHECKING:
+    from mergekit_select.execution.job import Job
+
+_EXAMPLES = """\b
+Examples:
+  mergekit-select merge recipes/select.yml out/
+  mergekit-select merge recipes/select.yml out/ --shard 3/16
+  mergekit-select merge recipes/select.yml out/ --finish
+  mergekit-select merge recipes/select.yml out/ --ray auto
+"""
+
+
+def _parse_share(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"must be k/N with 1 <= k <= N, such as 1/4, got {value!r}")
+    return int(match[1]), int(match[2])
+
+
+@click.command("merge", epilog=_EXAMPLES)
+@click.argument("recipe", type=click.Path(readable=False))
+@click.argument("out", type=click.Path(readable=False))
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes  [default: as cores and memory allow]")
+@click.option("--shard", "share", metavar="k/N", callback=_parse_share, help="Merge only the k-th of N shares")
+@click.option(
+    "--ray", metavar="ADDRESS|auto", help="Merge on the Ray cluster at host:port, or on one found or begun here"
+)
+@click.option("--finish", "only_finish", is_flag=True, help="Only finish a merge whose shares are all merged")
+@click.option("--rehash", is_flag=True, help="Read what is recorded as done again, and compute anew what is damaged")
+@click.option("--provenance/--no-provenance", default=True, help="Record what the merge was made from")
+@report_options
+@merge_options(
+    "allow_crimes",
+    "unsafe_truncate_embeddings",
+    "transformers_cache",
+    "lora_merge_cache",
+    "lora_merge_dtype",
+    "out_shard_size",
+    "copy_tokenizer",
+    "trust_remote_code",
+    "write_model_card",
+    "lazy_unpickle",
+    "device",
+    "num_threads",
+    built=False,
+)
+@one_line_errors(refused=NO)
+def command(
+    merge_options: dict[str, Any],
+    recipe: str,
+    out: str,
+    jobs: int | None,
+    share: tuple[int, int] | None,
+    ray: str | None,
+    only_finish: bool,
+    rehash: bool,
+    provenance: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Merge RECIPE into OUT as mergekit-yaml does, side by side, and again where it was interrupted.
+
+    The folder gets the same tensors, bit for bit, and the same files. The same command goes on after any
+    interruption. Until all is done, OUT holds no model, and what is done lies in OUT/.merge.
+
+    Exit codes: 0 done, 1 refused, 2 usage, or something cannot be read or written.
+    """
+    if ray is not None and (jobs or share or only_finish or rehash):
+        raise click.UsageError(
+            "--ray decides itself who merges what: give it without --jobs, --shard, --finish, --rehash"
+        )
+    from mergekit_select.execution.cluster import merge_on_ray
+    from mergekit_select.execution.local import merge
+    from mergekit_select.execution.request import Request
+
+    request = Request(recipe, out, merge_options, share)
+    shown: Any = None
+
+    def show(job: Job) -> None:
+        nonlocal shown
+        if shown is None:
+            shown = bar("Merging", "B", quiet)
+            shown.total, shown.unit_scale = sum(part.nbytes for part in job.layout.parts), True
+        left = job.missing()
+        done = sum(len(part.tensors) for part in job.layout.parts) - sum(len(part.tensors) for part in left)
+        shown.set_postfix_str(f"{done} tensors", refresh=False)
+        shown.update(shown.total - sum(part.nbytes for part in left) - shown.n)
+
+    # A share alone does not read all inputs: verify --record writes the record of a merge in shares.
+    with _recorded(recipe, merge_options, quiet, provenance and share is None) as write_record:
+        try:
+            if ray is not None:
+                outcome = merge_on_ray(request, ray, started=show, progress=show)
+            else:
+                outcome = merge(request, jobs=jobs, only_finish=only_finish, rehash=rehash, started=show, progress=show)
+        finally:
+            if shown is not None:
+                shown.close()
+        if outcome.finished:
+            write_record(Path(outcome.out))
+    processes = f"{outcome.jobs} process{'es' * (outcome.jobs > 1)}"
+    text = f"{outcome.out}: finished, with {processes}"
+    if not outcome.finished:
+        text = f"{outcome.out}: this share is merged, {outcome.missing} parts of others are missing"
+    data = {"ok": True, "finished": outcome.finished, "missing": outcome.missing, "jobs": outcome.jobs}
+    print_report("merge", {**data, "notes": outcome.notes}, [text, *outcome.notes], as_json)
+    raise click.exceptions.Exit(YES)
+
+
+@contextmanager
+def _recorded(recipe: str, given: dict[str, Any], quiet: bool, wanted: bool) -> Iterator[Callable[[Path], object]]:
+    """Look up what a merge is made from before it begins; give what records that afterwards."""
+    if not wanted:
+        yield lambda _: None
+        return
+    from mergekit.options import MergeOptions
+
+    from mergekit_select.provenance import lock, read_text, record
+
+    options, started = MergeOptions(**given), datetime.datetime.now(datetime.timezone.utc)
+    with counting("Hashing", quiet) as digests:
+        definition = lock(read_text(recipe), recipe, options, digests=digests)
+        yield lambda out: record(out, options, definition, started=started, digests=digests)

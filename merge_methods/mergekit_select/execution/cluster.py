@@ -1,0 +1,140 @@
+"""Many machines: Ray runs a task for each file of the output, and the folder, which all of them see, holds the rest."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, one_line
+from mergekit_select.execution.local import PROCESS_BYTES, Outcome, Progress, adapt_threads, cores
+from mergekit_select.execution.request import Request
+
+if TYPE_CHECKING:
+    from mergekit_select.execution.job import Job
+
+_ANSWER = 10.0  # seconds within which an address has to answer
+_RETRIES = 5  # times that a task is begun again when its node dies
+_ROUNDS = 3  # times that what is missing after all tasks have ended is asked for again
+
+
+def merge_on_ray(
+    request: Request, address: str, *, started: Progress = lambda job: None, progress: Progress = lambda job: None
+) -> Outcome:
+    """Merge on a Ray cluster, or go on with a merge that was interrupted; no tensor passes through Ray.
+
+    Args:
+        request: What to merge; recipe, models and output lie on a file system that every node sees.
+        address: The cluster's ``host:port``, or ``auto`` for the one that runs here, else one of this machine alone.
+        started: Called with the merge once it is planned.
+        progress: Called with it whenever more may be done.
+
+    Raises:
+        MergekitSelectError: There is no Ray or no cluster, the merge is refused, or a node does not see the files.
+    """
+    request = replace(request, recipe=os.path.abspath(request.recipe), out=_absolute(request.out))
+    from mergekit_select.execution.finish import finish
+    from mergekit_select.execution.job import opened_job
+    from mergekit_select.execution.work import forget_lost
+    from mergekit_select.execution.workspace import WHOLE
+
+    with _connected(address) as ray, opened_job(request) as job:
+        if not job.workspace.acquire(WHOLE):
+            raise PlanError(f"another process is merging into {job.workspace.out}; wait for it, or stop it")
+        if not job.workspace.finished:
+            forget_lost(job)
+        started(job)
+        for _ in range(_ROUNDS):
+            if job.missing():
+                _run(ray, job, request, progress)
+        missing = job.missing()
+        if missing:
+            raise PlanError(f"{len(missing)} parts are missing after all tasks have ended; repeat the command")
+        finish(job)
+        return Outcome(job.workspace.out, True, 0, _cpus(ray))
+
+
+def _run(ray: Any, job: Job, request: Request, progress: Progress) -> None:
+    """Run a task for each file that is not whole, a bounded number of them at a time."""
+    memory = PROCESS_BYTES + job.layout.peak
+    task = ray.remote(merge_file).options(num_cpus=1, memory=memory, max_retries=_RETRIES, scheduling_strategy="SPREAD")
+    waiting = list(dict.fromkeys(part.file.name for part in job.missing()))
+    running: list[Any] = []
+    while waiting or running:
+        while waiting and len(running) < 2 * _cpus(ray):
+            running.append(task.remote(request, waiting.pop(0), os.getcwd()))
+        done, running = ray.wait(running, timeout=1.0)
+        progress(job)
+        for reference in done:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, MergekitSelectError):
+                    raise error.cause from error
+                raise PlanError(f"a task failed: {one_line(error.cause)}") from error
+            except ray.exceptions.RayError as error:
+                raise PlanError(f"a task was lost more than {_RETRIES} times: {one_line(error)}") from error
+
+
+def merge_file(request: Request, name: str, folder: str) -> None:
+    """Merge what is missing of one file of the output, on a node of the cluster."""
+    from mergekit_select.execution.job import opened_job
+    from mergekit_select.execution.work import work
+    from mergekit_select.execution.workspace import NAME
+
+    node = socket.gethostname()
+    for path in (request.recipe, Path(request.out, NAME, "plan.json"), folder):
+        if not os.path.exists(path):
+            raise UnreadableError(f"node {node} does not see {path}; every node must see recipe, models and output")
+    os.chdir(folder)  # relative paths in a recipe begin here
+    with opened_job(request) as job:
+        adapt_threads(job, cores())
+        work(job, [part for part in job.layout.parts if part.file.name == name])
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    try:
+        import ray
+    except ImportError as error:
+        raise PlanError("--ray needs Ray; install it with: pip install 'mergekit-select[ray]'") from error
+    options: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if ray.is_initialized():
+        yield ray
+        return
+    if address == "auto":
+        try:
+            ray.init("auto", **options)
+        except ConnectionError:
+            ray.init("local", **options)
+    else:
+        _require_answer(address)
+        ray.init(address, **options)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Ask an address whether anybody is there, since Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        raise PlanError(f"--ray must be auto or host:port, such as 10.0.0.1:6379, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), _ANSWER).close()
+    except OSError as error:
+        raise PlanError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+
+
+def _cpus(ray: Any) -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _absolute(out: str) -> str:
+    """Return an absolute path that ends as it was given: its last part titles the model card."""
+    return os.path.join(os.getcwd(), out)

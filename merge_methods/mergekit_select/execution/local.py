@@ -1,0 +1,199 @@
+"""One machine: this process and its helpers work on the parts of one folder, each taking what nobody has.
+
+There is no other coordination than the folder, so a helper may be killed at any time, and so may this process.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_select.errors import MergekitSelectError, PlanError
+from mergekit_select.execution.request import Request
+
+if TYPE_CHECKING:
+    from mergekit_select.execution.job import Job
+
+_PAUSE = 0.05  # seconds between two looks at what others have done
+PROCESS_BYTES = 1 << 30  # bytes that Python, torch and mergekit take in each process
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        out: The output folder.
+        finished: Whether it is a finished model; a share of a merge leaves it unfinished while others are missing.
+        missing: How many parts are missing.
+        jobs: How many processes worked.
+        notes: What else the reader should know.
+    """
+
+    out: Path
+    finished: bool
+    missing: int
+    jobs: int
+    notes: tuple[str, ...] = ()
+
+
+Progress = Callable[["Job"], None]
+
+
+def merge(
+    request: Request,
+    *,
+    jobs: int | None = None,
+    only_finish: bool = False,
+    rehash: bool = False,
+    started: Progress = lambda job: None,
+    progress: Progress = lambda job: None,
+) -> Outcome:
+    """Merge, or go on with a merge that was interrupted.
+
+    Args:
+        request: What to merge.
+        jobs: How many processes; None for as many as cores and memory allow.
+        only_finish: Only finish a merge whose parts are all recorded.
+        rehash: Read recorded parts again, and compute those that are damaged anew.
+        started: Called with the merge once it is planned.
+        progress: Called with it whenever more may be done.
+
+    Raises:
+        MergekitSelectError: The merge is refused, or something cannot be read or written.
+    """
+    # Loading torch and mergekit takes as long as merging a gigabyte: helpers do it while this process does.
+    wanted = 1 if only_finish else jobs or cores()
+    helpers = [_start_helper(request, number, jobs) for number in range(1, wanted)]
+    try:
+        _load()
+        from mergekit_select.execution.job import opened_job
+
+        with opened_job(request) as job:
+            return _merge(job, helpers, jobs, only_finish, rehash, started, progress)
+    finally:
+        for helper in helpers:
+            helper.kill()
+            helper.join()
+
+
+def _merge(
+    job: Job,
+    helpers: Sequence[BaseProcess],
+    jobs: int | None,
+    only_finish: bool,
+    rehash: bool,
+    started: Progress,
+    progress: Progress,
+) -> Outcome:
+    from mergekit_select.execution.finish import finish
+    from mergekit_select.execution.work import forget_lost, work
+    from mergekit_select.execution.workspace import WHOLE, share_lock
+
+    workspace, share = job.workspace, job.request.share
+    parts = job.parts()
+    free = workspace.acquire(WHOLE, shared=share is not None) and (
+        share is None or workspace.acquire(share_lock(share[0]))
+    )
+    if not free:
+        what = "the whole" if share is None else "all, or this share,"
+        raise PlanError(f"another process is merging {what} into {workspace.out}; wait for it, or stop it")
+    notes = []
+    if not workspace.finished and (lost := forget_lost(job, rehash)):
+        notes.append(f"{lost} parts were recorded, and not there or damaged: computed again")
+    count = jobs or usable_jobs(job)
+    started(job)
+    if not only_finish:
+        adapt_threads(job, count)
+        mine = {part.number for part in parts}
+        while left := [part for part in job.missing() if part.number in mine]:
+            work(job, left, lambda: progress(job))
+            progress(job)
+            if any(part.number in mine for part in job.missing()):
+                time.sleep(_PAUSE)  # others are at the rest, or die and leave it
+        ended = [helper.exitcode for helper in helpers[: count - 1] if helper.exitcode]
+        if ended:
+            notes.append(f"{len(ended)} of {count} processes ended early (exit code {ended[0]}); the others went on")
+    missing = job.missing()
+    if not missing:
+        finish(job)
+    elif only_finish:
+        raise PlanError(
+            f"{workspace.out} cannot be finished: {len(missing)} of {len(job.layout.parts)} parts are missing"
+        )
+    return Outcome(workspace.out, not missing, len(missing), count, tuple(notes))
+
+
+def _load() -> None:
+    """Import torch, mergekit and the rest of this room.
+
+    They make millions of objects that stay; looking for garbage among them takes a sixth of the time.
+    """
+    gc.disable()
+    import mergekit_select.execution.finish
+    import mergekit_select.execution.work  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
+def _start_helper(request: Request, number: int, jobs: int | None) -> BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=help_merge, args=(request, number, jobs), daemon=True)
+    process.start()
+    return process
+
+
+def help_merge(request: Request, number: int, jobs: int | None) -> None:
+    """Work on a merge that the parent plans, in a process of its own. Why it fails, the parent will find out itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the rest of this process
+    _load()
+    from mergekit_select.execution.job import opened_job
+    from mergekit_select.execution.work import work
+    from mergekit_select.execution.workspace import NAME
+
+    while not Path(request.out, NAME, "plan.json").exists():
+        if not parent.is_alive():
+            return
+        time.sleep(_PAUSE)
+    try:
+        with opened_job(request) as job:
+            count = jobs or usable_jobs(job)
+            if number < count:
+                adapt_threads(job, count)
+                work(job, job.parts(), lambda: None if parent.is_alive() else os._exit(1))
+    except MergekitSelectError:
+        sys.exit(1)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_jobs(job: Job) -> int:
+    """Return how many processes cores and free memory allow, and there is work for."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    in_memory = free // (PROCESS_BYTES + job.layout.peak)
+    return max(1, min(cores(), in_memory, len(job.parts())))
+
+
+def adapt_threads(job: Job, jobs: int) -> None:
+    """Share the cores among processes, where the number of threads cannot change a bit."""
+    import torch
+
+    from mergekit_select.planner.determinism import Determinism
+
+    if job.engine.plan.options.num_threads is not None:
+        torch.set_num_threads(job.engine.plan.options.num_threads)
+    elif job.determinism is Determinism.EXACT and jobs > 1:
+        torch.set_num_threads(max(1, cores() // jobs))

@@ -1,0 +1,173 @@
+"""Compute parts, write each to its place in a file, and record it once it is on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mergekit_select.bits import describe, digest, flat_integers
+from mergekit_select.errors import PlanError, UnreadableError
+from mergekit_select.execution.job import Job
+from mergekit_select.execution.layout import Part
+from mergekit_select.execution.workspace import part_lock, sync
+from mergekit_select.planner.writing import WrittenTensor, expect
+
+
+def work(job: Job, parts: Sequence[Part], progress: Callable[[], None] = lambda: None) -> None:
+    """Compute those of the parts that nobody has recorded, nor is working on.
+
+    A part is brought to the disk while the next one is computed. Going on after any interruption is calling this again.
+
+    Args:
+        job: The merge.
+        parts: Which parts.
+        progress: Called when a part was recorded.
+
+    Raises:
+        MergekitSelectError: A tensor cannot be computed, or not be written.
+    """
+    with ThreadPoolExecutor(1) as background:
+        before: Future[None] | None = None
+        for part in parts:
+            if not _claim(job, part):
+                continue
+            try:
+                descriptor, digests = _write(job, part)
+            except BaseException:
+                job.workspace.release(part_lock(part.number))
+                raise
+            finally:
+                if before is not None:
+                    _settle(before, progress)
+            before = background.submit(_seal, job, part, descriptor, digests)
+        if before is not None:
+            _settle(before, progress)
+
+
+def _settle(sealing: Future[None], progress: Callable[[], None]) -> None:
+    sealing.result()
+    progress()
+
+
+def _claim(job: Job, part: Part) -> bool:
+    workspace = job.workspace
+    if part.number in workspace.recorded() or not workspace.acquire(part_lock(part.number)):
+        return False
+    if part.number in workspace.recorded() or workspace.finished:  # by another process, just now
+        workspace.release(part_lock(part.number))
+        return False
+    return True
+
+
+def _write(job: Job, part: Part) -> tuple[int, dict[str, str]]:
+    """Compute a part and write it; return the open file, and the tensors' digests."""
+    path = job.workspace.place(part.file.name)
+    digests = {}
+    with _writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if part.tensors[0] is part.file.tensors[0]:
+            with _writing(path):
+                _put(descriptor, memoryview(part.file.header), 0)
+        following = [*part.tensors[1:], None]
+        for tensor, after in zip(part.tensors, following, strict=True):
+            if after is not None:
+                expect(after.planned)
+            result = _computed(job, tensor)
+            digests[tensor.planned.name] = digest(result)
+            with _writing(path):
+                data = flat_integers(result).view(torch.uint8).numpy().data
+                _put(descriptor, data, part.file.starts[tensor.planned.name])
+        job.check_inputs()
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, digests
+
+
+def _computed(job: Job, tensor: WrittenTensor) -> torch.Tensor:
+    result = job.engine.merged(tensor.planned)
+    expected = f"{tensor.stored.dtype} {list(tensor.stored.shape)}"
+    if result is None or describe(result) != expected:
+        came = "nothing" if result is None else describe(result)
+        raise PlanError(
+            f"tensor {tensor.planned.name!r} was expected to come out as {expected}, and came out as {came}; "
+            f"merge this recipe with mergekit-yaml"
+        )
+    return result
+
+
+def _put(descriptor: int, data: memoryview, start: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, start)
+        data, start = data[count:], start + count
+
+
+def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> None:
+    """Bring a part to the disk, then its file's name, then its record."""
+    path = job.workspace.place(part.file.name)
+    with _writing(path):
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync(path.parent)
+        job.workspace.record(part.number, job.plan_id, digests)
+    job.workspace.release(part_lock(part.number))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Let what the system refuses name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableError(
+            f"cannot write {path}: {error.strerror}; once that is mended, the same command goes on from here"
+        ) from error
+
+
+def forget_lost(job: Job, rehash: bool = False) -> int:
+    """Forget records of parts that are not there any more; return how many.
+
+    Args:
+        job: The merge.
+        rehash: Whether to read every recorded part again, and compare digests.
+    """
+    workspace = job.workspace
+    done = workspace.recorded()
+    lost = [
+        part
+        for part in job.layout.parts
+        if part.number in done
+        and (
+            not workspace.place(part.file.name).exists()
+            or (rehash and _digests(workspace.place(part.file.name), part) != workspace.digests(part.number))
+        )
+    ]
+    for part in lost:
+        workspace.forget(part.number)
+    return len(lost)
+
+
+def _digests(path: Path, part: Part) -> dict[str, str]:
+    """Return the digests of a part's tensors, or none where the file is damaged."""
+    result = {}
+    with path.open("rb") as file:
+        if part.tensors[0] is part.file.tensors[0] and file.read(len(part.file.header)) != part.file.header:
+            return {}
+        for tensor in part.tensors:
+            file.seek(part.file.starts[tensor.planned.name])
+            content = file.read(tensor.stored.nbytes)
+            if len(content) < tensor.stored.nbytes:
+                return {}
+            data = torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))
+            typed = data.view(getattr(torch, tensor.stored.dtype)).reshape(tensor.stored.shape)
+            result[tensor.planned.name] = digest(typed)
+    return result

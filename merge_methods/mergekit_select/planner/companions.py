@@ -1,0 +1,42 @@
+"""The files that mergekit writes beside the tensors: config, tokenizer, model card and recipe, by its own functions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mergekit.card import generate_card
+
+from mergekit_select.planner.engine import Engine, at
+from mergekit_select.planner.internals import resize_vocabulary, stored_config, write_companions
+
+_log = logging.getLogger(__name__)
+
+
+def finish_folder(engine: Engine, folder: Path, name: str, recipe: str) -> None:
+    """Write what ``mergekit.merge.run_merge`` writes after the tensors, in its order.
+
+    Args:
+        engine: The merge.
+        folder: Where to; it exists.
+        name: The last part of the output's path, which titles the model card.
+        recipe: The recipe's text, stored verbatim.
+
+    Raises:
+        MergekitSelectError: mergekit fails at it.
+    """
+    plan = engine.plan
+    config, options = plan.config, plan.options
+    with at("writing config, tokenizer and model card"):
+        settings = stored_config(config, plan.architecture, options.trust_remote_code)
+        tokenizer = None if engine.tokenizer_task is None else engine.tokenizer(engine.tokenizer_task).tokenizer
+        if tokenizer is not None:
+            resize_vocabulary(settings, plan.architecture, tokenizer, config)
+        settings.save_pretrained(folder)
+        if options.write_model_card:
+            card = generate_card(config=config, config_yaml=recipe, name=name)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
+        failure = write_companions(config, plan.architecture, options, tokenizer, folder)
+        if failure is not None:  # as mergekit: a merge without a tokenizer is one
+            _log.error("Failed to copy the tokenizer (%s); the merge is whole, copy it from elsewhere", failure)

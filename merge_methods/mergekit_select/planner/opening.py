@@ -1,0 +1,85 @@
+"""Open the models of a recipe, and plan the merge from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mergekit import merge_methods
+from mergekit.architecture import get_architecture_info
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+
+from mergekit_select.errors import UnreadableError
+from mergekit_select.inputs.checkpoint import read_header
+from mergekit_select.inputs.files import require_readable
+from mergekit_select.inputs.hub import require_repository
+from mergekit_select.inputs.references import is_local
+from mergekit_select.planner.engine import Engine, at
+from mergekit_select.planner.internals import isolated
+from mergekit_select.planner.plan import Plan, Planning
+from mergekit_select.planner.reading import Buffers, Loader
+
+
+@contextmanager
+def opened(config: MergeConfiguration, options: MergeOptions | None = None) -> Iterator[Engine]:
+    """Plan a merge from its models; the engine is usable inside the ``with`` block.
+
+    Models on a hub are downloaded, and LoRA adapters merged into ``lora_merge_cache``, as in the merge.
+
+    Args:
+        config: The recipe; not modified.
+        options: As for the merge.
+
+    Raises:
+        UnreadableError: A model cannot be read.
+        PlanError: mergekit refuses the merge.
+        ParameterError: A recipe parameter breaks its rule.
+    """
+    options = options or MergeOptions()
+    with isolated(options) as cache:
+        if options.random_seed is None:
+            yield Engine(_plan(config, options, cache))
+        else:  # mergekit seeds the whole process, here only the block sees it
+            with torch.random.fork_rng():
+                torch.manual_seed(options.random_seed)
+                yield Engine(_plan(config, options, cache))
+
+
+def _plan(config: MergeConfiguration, options: MergeOptions, cache: LoaderCache) -> Plan:
+    own = config.model_copy(deep=True)  # the planner rewrites it
+    with at("the recipe"):
+        merge_methods.get(own.merge_method)
+    buffers = Buffers()
+    for model in sorted(own.referenced_models(), key=str):
+        with at(f"model {model}", UnreadableError):
+            _open(model, cache, options, buffers)
+    with at("planning the merge"):
+        planning = Planning(own, get_architecture_info(own, options), options)
+        planning.normalise()
+        plan = planning.plan(config)
+        for _, error in plan.failures:
+            raise error
+    return plan
+
+
+def _open(model: ModelReference, cache: LoaderCache, options: MergeOptions, buffers: Buffers) -> None:
+    """Open a model, with a loader of ours in the cache."""
+    path = model.model.path
+    if is_local(path) and not os.path.isdir(path):
+        raise UnreadableError(f"model {model}: there is no folder {path}; local paths begin at the current folder")
+    if os.path.isdir(path):
+        require_readable(Path(path))
+    for part in (model.model, model.lora):
+        if part is not None and not os.path.isdir(part.path):
+            require_repository(part.path, part.revision)
+    model.config(trust_remote_code=options.trust_remote_code)
+    whole = Path(path, "model.safetensors")
+    if whole.is_file() and not Path(f"{whole}.index.json").exists() and model.lora is None:
+        read_header(whole)  # mergekit's own error does not name the file
+    cache.loaders[model] = Loader(str(model), cache.get(model), buffers)

@@ -1,0 +1,92 @@
+"""Read and write the files of provenance; a file that breaks a rule of its format is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mergekit_select.errors import UnreadableError, one_line
+from mergekit_select.inputs.files import read_json
+from mergekit_select.provenance.statement import (
+    BUILD_TYPE,
+    MAJOR,
+    TENSOR_TABLE,
+    BuildDefinition,
+    Statement,
+    TensorTable,
+)
+
+STATEMENT = "merge_provenance.json"
+TENSORS = "merge_tensors.json"
+
+Document = TypeVar("Document", BuildDefinition, Statement, TensorTable)
+
+
+def read_document(path: Path, kind: type[Document]) -> Document:
+    """Read a lock, a statement or a table of tensors.
+
+    Raises:
+        UnreadableError: It cannot be read, is of another version, or breaks a rule of the format.
+    """
+    content = read_json(path)
+    _require_version(path, content, kind)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problem = one_line(error).replace("Value error, ", "")
+        raise UnreadableError(f"{path}: {problem}; get the file again, or make it anew") from error
+
+
+def read_definition(path: Path) -> BuildDefinition:
+    """Read what a merge was made from, from a lock or a statement.
+
+    Raises:
+        UnreadableError: As for ``read_document``.
+    """
+    if "_type" in read_json(path):
+        return read_document(path, Statement).definition
+    return read_document(path, BuildDefinition)
+
+
+def write_document(path: Path, document: BaseModel) -> None:
+    """Write one of the above in one step: a reader never finds half of it.
+
+    Raises:
+        UnreadableError: It cannot be written.
+    """
+    content = document.model_dump(mode="json", by_alias=True, exclude_none=True)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 in one step, line endings as they are.
+
+    Raises:
+        UnreadableError: It cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(text.encode())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UnreadableError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _require_version(path: Path, content: dict[str, Any], kind: type[Any]) -> None:
+    """Refuse another version by saying so, and not that some field is wrong."""
+    place, expected, found = "schema", TENSOR_TABLE, content.get("schema")
+    if kind is not TensorTable:
+        inner = content
+        for key in ("predicate", "buildDefinition") if kind is Statement else ():
+            inner = inner.get(key) if isinstance(inner.get(key), dict) else {}  # type: ignore[assignment]
+        place, expected, found = "buildType", BUILD_TYPE, inner.get("buildType")
+    if found == expected:
+        return
+    if isinstance(found, str) and found.rpartition("/")[0] == expected.rpartition("/")[0]:
+        raise UnreadableError(f"{path}: {place} must end in v{MAJOR}, got {found!r}; install a later mergekit-select")
+    raise UnreadableError(f"{path}: {place} must be {expected!r}, got {found!r}; give a file that this package wrote")

@@ -1,0 +1,182 @@
+"""Which bytes is a merge made from? Resolves a recipe to a build definition, and compares one with what is there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+from mergekit_select import kinds
+from mergekit_select.findings import Findings
+from mergekit_select.inputs.digests import Digests, File
+from mergekit_select.inputs.hub import is_hub_id, is_pinned, offline, read_revision
+from mergekit_select.planner.determinism import Determinism, determinism
+from mergekit_select.planner.vocabulary import tokenizer_source
+from mergekit_select.provenance.parents import Parent, configurations, located, parents_of, resolve, roles_of
+from mergekit_select.provenance.pinning import renamed
+from mergekit_select.provenance.statement import (
+    BUILD_TYPE,
+    BuildDefinition,
+    External,
+    Internal,
+    RecipeText,
+    Reproducible,
+    Resource,
+    text_digest,
+)
+from mergekit_select.selection import draws
+
+# Those of mergekit's merge options that change a byte of the output.
+OPTIONS = (
+    "allow_crimes",
+    "copy_tokenizer",
+    "lora_merge_dtype",
+    "out_shard_size",
+    "random_seed",
+    "safe_serialization",
+    "trust_remote_code",
+    "unsafe_truncate_embeddings",
+)
+PACKAGES = ("mergekit", "mergekit-select", "safetensors", "torch", "transformers")
+
+
+def lock(
+    text: str,
+    place: str,
+    options: MergeOptions,
+    *,
+    kept: BuildDefinition | None = None,
+    upgrade: Collection[str] = (),
+    locations: Mapping[str, str] | None = None,
+    digests: Digests | None = None,
+) -> BuildDefinition:
+    """Resolve everything that a merge is made from: commits, digests of files, options, versions.
+
+    Args:
+        text: The recipe.
+        place: What messages call it.
+        options: As for the merge.
+        kept: An earlier lock, at whose commits the models stay.
+        upgrade: Models that do not stay there, as the recipe calls them.
+        locations: Where models lie now; see ``inputs.references.relocated``.
+        digests: Remembers what was hashed.
+
+    Raises:
+        UnreadableError: The recipe or a model cannot be read.
+    """
+    earlier = {parent.reference: parent.commit for parent in (parents_of(kept.resolved_dependencies) if kept else ())}
+    moved = located(text, place, locations or {})
+    digests = digests or Digests()
+    parents = []
+    for reference, roles in sorted(roles_of(text, place).items()):
+        stays = None if {reference, reference.partition("@")[0]} & set(upgrade) else earlier.get(reference)
+        cache = options.transformers_cache
+        parents.append(resolve(reference, roles, digests, cache, stays, moved.get(reference)))
+    described = {str(resource.uri): resource for parent in parents for resource in list(parent.resources())[1:]}
+    heads = [next(parent.resources()) for parent in parents]
+    packages = [Resource(uri=f"pkg:pypi/{name}@{importlib.metadata.version(name)}") for name in PACKAGES]
+    return BuildDefinition(
+        build_type=BUILD_TYPE,
+        external_parameters=External(
+            recipe=RecipeText(text=text, sha256=text_digest(text)),
+            options={name: getattr(options, name) for name in OPTIONS},
+            reproducible=_reproducible(text, place),
+        ),
+        internal_parameters=Internal(draws=draws.VERSION),
+        resolved_dependencies=[*heads, *(described[uri] for uri in sorted(described)), *packages],
+    )
+
+
+def pinned(definition: BuildDefinition, place: str) -> str:
+    """Return the recipe with every hub model at its commit."""
+    parents = parents_of(definition.resolved_dependencies)
+    return renamed(definition.recipe, place, {parent.reference: parent.pinned for parent in parents})
+
+
+def configuration(definition: BuildDefinition, place: str, locations: Mapping[str, str]) -> MergeConfiguration | None:
+    """Return the one merge of a lock, its models where they are to be taken from; None where it has several."""
+    text = pinned(definition, place)
+    merges = configurations(renamed(text, place, located(definition.recipe, place, locations)), place)
+    return merges[0][1] if len(merges) == 1 else None
+
+
+def notes(parents: list[Parent]) -> Findings:
+    """Tell what the reader of a lock should know: folders that hide a hub's model, branches that have moved."""
+    found = Findings()
+    for parent in parents:
+        if parent.commit is None and is_hub_id(parent.path) and "/" in parent.path and Path(parent.path).is_dir():
+            found.add(kinds.LOCAL_BEFORE_HUB, parent.reference, path=parent.path)
+        if parent.commit is not None and not is_pinned(parent.revision) and not offline():
+            now = read_revision(parent.path, parent.revision).commit
+            if now != parent.commit:
+                told = {"found": now, "commit": parent.commit, "path": parent.path}
+                found.add(kinds.REVISION_MOVED, parent.reference, revision=parent.revision or "its branch", **told)
+    return found
+
+
+def stale(recorded: BuildDefinition, now: BuildDefinition, place: str) -> Findings:
+    """Compare a lock with what is there now: recipe, options, models and each of their files."""
+    found = Findings()
+    before, after = recorded.external_parameters, now.external_parameters
+    if before.recipe != after.recipe:
+        found.add(kinds.LOCK_RECIPE, place, after.recipe.sha256, expected=before.recipe.sha256)
+    for name in sorted(before.options.keys() | after.options.keys()):
+        expected, value = before.options.get(name), after.options.get(name)
+        if expected != value:
+            found.add(
+                kinds.LOCK_OPTION, "options", repr(value), option=f"--{name.replace('_', '-')}", expected=expected
+            )
+    known = {parent.reference: parent for parent in parents_of(recorded.resolved_dependencies)}
+    there = {parent.reference: parent for parent in parents_of(now.resolved_dependencies)}
+    for reference in sorted(known.keys() ^ there.keys()):
+        found.add(kinds.LOCK_MODEL, reference, "not in the lock" if reference in there else "not in the recipe")
+    for reference in sorted(known.keys() & there.keys()):
+        found += file_differences(reference, known[reference].files, there[reference].files)
+    return found
+
+
+def file_differences(place: str, recorded: Collection[File], found: Collection[File], partly: bool = False) -> Findings:
+    """Compare files with those recorded.
+
+    Args:
+        place: The model.
+        recorded: What its files should be.
+        found: What they are.
+        partly: Whether each side may lack files that the other has.
+    """
+    problems = Findings()
+    there = {file.path: file for file in found}
+    for file in recorded:
+        now = there.pop(file.path, None)
+        if now is None:
+            if not partly:
+                problems.add(kinds.INPUT_MISSING, place, file=file.path)
+        elif not file.same(now):
+            algorithm = next((name for name in file.digest if name in now.digest), next(iter(file.digest)))
+            told: dict[str, Any] = {"algorithm": algorithm, "expected": file.digest[algorithm]}
+            problems.add(
+                kinds.INPUT_CHANGED, place, now.digest.get(algorithm, f"{now.size} bytes"), file=file.path, **told
+            )
+    for path in () if partly else sorted(there):
+        problems.add(kinds.INPUT_ADDED, place, file=path)
+    return problems
+
+
+def _reproducible(text: str, place: str) -> Reproducible:
+    levels = {_level(config) for _, config in configurations(text, place)}
+    order: tuple[Reproducible, ...] = ("random", "unknown", "bits on the same platform", "bits")
+    return next(level for level in order if level in levels)
+
+
+def _level(config: MergeConfiguration) -> Reproducible:
+    known = determinism(config.merge_method)
+    if known is Determinism.RANDOM or tokenizer_source(config) == "union":
+        return "random"
+    if known is Determinism.UNKNOWN:
+        return "unknown"
+    adapters = any(reference.lora is not None for reference in config.referenced_models())
+    return "bits" if known is Determinism.EXACT and not adapters else "bits on the same platform"

@@ -1,0 +1,171 @@
+"""Write down what a merge was made from and what came out, and say whether a folder still is that."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from mergekit.options import MergeOptions
+
+from mergekit_select import kinds
+from mergekit_select.bits import digest, dtype_name
+from mergekit_select.errors import UnreadableError
+from mergekit_select.findings import Findings
+from mergekit_select.inputs.digests import Digests, file_names, root_digest
+from mergekit_select.inputs.recipe import read_text
+from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_document, write_document
+from mergekit_select.provenance.locking import PACKAGES
+from mergekit_select.provenance.parents import parents_of, roles_of
+from mergekit_select.provenance.statement import (
+    BUILDER,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
+    TENSOR_TABLE,
+    BuildDefinition,
+    Builder,
+    Metadata,
+    Predicate,
+    Resource,
+    RunDetails,
+    Statement,
+    Subject,
+    TensorEntry,
+    TensorTable,
+)
+from mergekit_select.verification.output import open_output
+
+CARD = "README.md"
+PICTURE = "selected.png"
+SIGNATURE = "model.sig"
+# Written beside the model, or anew when it is published.
+_BESIDE = frozenset({CARD, PICTURE, SIGNATURE, STATEMENT, TENSORS})
+
+
+def record(
+    folder: Path,
+    options: MergeOptions,
+    definition: BuildDefinition,
+    *,
+    tensors: TensorTable | None = None,
+    started: datetime.datetime | None = None,
+    digests: Digests | None = None,
+    progress: Callable[[Iterable[str]], Iterable[str]] = lambda names: names,
+) -> Statement:
+    """Write ``merge_tensors.json`` and ``merge_provenance.json`` into the folder of a merge.
+
+    Args:
+        folder: What the merge wrote.
+        options: Its options.
+        definition: What it was made from, as ``lock`` gave it before the merge.
+        tensors: Its tensors, where their digests are known; otherwise they are read.
+        started: When it began.
+        digests: Remembers what was hashed.
+        progress: Wraps the tensors' names as they are gone through.
+
+    Raises:
+        UnreadableError: The folder or a model cannot be read, or the files cannot be written.
+    """
+    digests = digests or Digests()
+    write_document(folder / TENSORS, tensors or read_tensors(folder, progress))
+    files = {name: digests.of(folder / name)["sha256"] for name in file_names(folder) if name not in _BESIDE}
+    table = Digests().of(folder / TENSORS)["sha256"]
+    subject = [
+        Subject(name=".", digest={"sha256": root_digest(files)}),
+        *(Subject(name=name, digest={"sha256": sha256}) for name, sha256 in files.items()),
+    ]
+    finished = datetime.datetime.now(datetime.timezone.utc)
+    details = RunDetails(
+        builder=Builder(id=BUILDER, version={**versions(), "device": options.device or "cpu"}),
+        metadata=Metadata(started_on=_time(started), finished_on=_time(finished)),
+        byproducts=[Resource(name=TENSORS, digest={"sha256": table})],
+    )
+    statement = Statement.model_validate(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": subject,
+            "predicateType": PREDICATE_TYPE,
+            "predicate": Predicate(build_definition=definition, run_details=details),
+        }
+    )
+    write_document(folder / STATEMENT, statement)
+    return statement
+
+
+def read_tensors(folder: Path, progress: Callable[[Iterable[str]], Iterable[str]] = lambda names: names) -> TensorTable:
+    """Return the identity of every tensor in a folder.
+
+    Raises:
+        UnreadableError: A file is damaged.
+    """
+    output = open_output(folder)
+    entries = {}
+    for name in progress(sorted(output.files)):
+        tensor = output.read(name)
+        entries[name] = TensorEntry(dtype=dtype_name(tensor.dtype), shape=list(tensor.shape), sha256=digest(tensor))
+    return TensorTable.model_validate({"schema": TENSOR_TABLE, "tensors": entries})
+
+
+def read_record(folder: Path) -> tuple[Statement, TensorTable] | None:
+    """Return a folder's record; None where it has none.
+
+    Raises:
+        UnreadableError: It breaks a rule of its format, or the two files do not belong together.
+    """
+    if not os.path.exists(folder / STATEMENT):
+        return None
+    statement = read_document(folder / STATEMENT, Statement)
+    expected = {product.name: product.digest for product in statement.predicate.run_details.byproducts}.get(TENSORS)
+    found = Digests().of(folder / TENSORS)["sha256"]
+    if expected != {"sha256": found}:
+        recorded = (expected or {}).get("sha256")
+        raise UnreadableError(
+            f"{folder / TENSORS}: {STATEMENT} must give its sha256, got {found} and {recorded}; get both files again"
+        )
+    return statement, read_document(folder / TENSORS, TensorTable)
+
+
+def changes(folder: Path, statement: Statement, digests: Digests | None = None) -> Findings:
+    """Say which files of a folder are not what its record says."""
+    found = Findings()
+    digests = digests or Digests()
+    for subject in statement.subject:
+        path, expected = folder / subject.name, subject.digest.get("sha256")
+        if subject.name == ".":
+            continue
+        if not path.exists():
+            found.add(kinds.FOLDER_LACKS, subject.name)
+        elif (now := digests.of(path)["sha256"]) != expected:
+            found.add(kinds.FOLDER_CHANGED, subject.name, now, expected=expected)
+    return found
+
+
+def pins(recipe: Path, statement: Statement, locations: Mapping[str, str]) -> dict[str, str]:
+    """Return where the models of a recipe are to be taken from: at the recorded commits.
+
+    Args:
+        recipe: The recipe.
+        statement: The record.
+        locations: Where models lie now; these go before what is recorded.
+    """
+    named = roles_of(read_text(recipe), str(recipe)) if recipe.exists() else {}
+    found = {
+        parent.reference: parent.pinned
+        for parent in parents_of(statement.definition.resolved_dependencies)
+        if parent.commit is not None and parent.reference in named and parent.pinned != parent.reference
+        if not any(parent.path == old or parent.reference.startswith(old) for old in locations)
+    }
+    return {**found, **locations}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes a merge here."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {**packages, "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+
+
+def _time(moment: datetime.datetime | None) -> str | None:
+    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")

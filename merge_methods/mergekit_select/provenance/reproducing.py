@@ -1,0 +1,167 @@
+"""Make a merge again from its record, and say whether it is the same."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mergekit.options import MergeOptions
+from pydantic import ValidationError
+
+from mergekit_select import kinds
+from mergekit_select.bits import digest, dtype_name
+from mergekit_select.errors import PlanError, UnreadableError, one_line
+from mergekit_select.findings import Finding, Findings, Severity
+from mergekit_select.inputs.digests import Digests
+from mergekit_select.planner.opening import opened
+from mergekit_select.planner.plan import PlannedTensor
+from mergekit_select.provenance.locking import OPTIONS
+from mergekit_select.provenance.merging import downloaded_differences, merge
+from mergekit_select.provenance.origins import Needs, Origin, examine, needs, read_origin, require_space
+from mergekit_select.provenance.parents import configurations, located, parents_of
+from mergekit_select.provenance.pinning import renamed
+from mergekit_select.provenance.recording import read_record, read_tensors, record
+from mergekit_select.provenance.sources import obtained
+from mergekit_select.provenance.statement import TENSOR_TABLE, BuildDefinition, TensorEntry, TensorTable
+
+Verdict = Literal["same", "not same", "undecided", "made", "possible", "not possible"]
+Progress = Callable[[Iterable[PlannedTensor]], Iterable[PlannedTensor]]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The answer.
+
+    Attributes:
+        target: What was made again.
+        verdict: ``made`` where there is nothing to compare with; ``possible`` and ``not possible`` where nothing was
+            made.
+        needs: What it takes.
+        findings: What is in the way, and what the reader should know.
+        tensors: How many tensors were compared.
+        differing: Those that are not the same, with the reason.
+    """
+
+    target: str
+    verdict: Verdict
+    needs: Needs
+    findings: tuple[Finding, ...]
+    tensors: int = 0
+    differing: tuple[str, ...] = ()
+
+
+def reproduce(
+    target: str,
+    out: Path | None,
+    options: MergeOptions,
+    *,
+    locations: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    digests: Digests | None = None,
+    progress: Progress = lambda tensors: tensors,
+) -> Reproduction:
+    """Make a merge again, and compare its tensors with those recorded.
+
+    Nothing from a hub is executed. Without ``out``, no tensor is written.
+
+    Args:
+        target: A lock, the folder of a merge, or OWNER/NAME[@REVISION].
+        out: Where to; a folder that is not there, or empty.
+        options: Where caches are, and on which device; those that change a byte are the recorded ones.
+        locations: Where models lie now; see ``inputs.references.relocated``.
+        dry_run: Whether to say what it would take, and stop.
+        digests: Remembers what was hashed.
+        progress: Wraps the tensors as they are gone through.
+
+    Raises:
+        UnreadableError: The target, its record or a model cannot be read, or ``out`` is in use.
+        PlanError: mergekit refuses the merge.
+    """
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UnreadableError(f"OUT must be a folder that is not there, or empty, got {out}; give another")
+    findings, digests = Findings(), digests or Digests()
+    origin = read_origin(target, options, digests, findings)
+    definition = origin.definition
+    if definition.external_parameters.options.get("trust_remote_code"):
+        findings.add(kinds.REMOTE_CODE_RECORDED, "options")
+    parents = parents_of(definition.resolved_dependencies)
+    moved = located(definition.recipe, target, locations or {})
+    names = {parent.reference: examine(parent, moved, options, digests, findings) for parent in parents}
+    wanted = needs(parents, origin.tensors, options)
+    require_space(wanted, out, options, findings)
+    if not findings.of(Severity.ERROR) and not dry_run:
+        for parent in parents:
+            if names[parent.reference] == parent.pinned:
+                findings += downloaded_differences(parent, options, digests)
+    if findings.of(Severity.ERROR) or dry_run:
+        verdict: Verdict = "not possible" if findings.of(Severity.ERROR) else "possible"
+        return Reproduction(target, verdict, wanted, tuple(findings))
+    text = renamed(definition.recipe, target, names)
+    with ExitStack() as stack:
+        exact = _options(definition, options, stack)
+        found = _made(text, origin, out, exact, digests, progress)
+    expected = origin.tensors
+    if expected is None and origin.folder is not None:
+        expected = read_tensors(obtained(target, options))
+    if expected is None:
+        return Reproduction(target, "made", wanted, tuple(findings), len(found.tensors))
+    differing = tuple(_differences(expected, found))
+    certain = origin.recorded and definition.external_parameters.reproducible in ("bits", "bits on the same platform")
+    verdict = "same" if not differing else "not same" if certain else "undecided"
+    return Reproduction(target, verdict, wanted, tuple(findings), len(found.tensors), differing)
+
+
+def _made(
+    text: str, origin: Origin, out: Path | None, options: MergeOptions, digests: Digests, progress: Progress
+) -> TensorTable:
+    """Merge, into a folder or tensor by tensor without writing any."""
+    if out is not None:
+        started = datetime.datetime.now(datetime.timezone.utc)
+        merge(text, origin.target, out, options)
+        record(out, options, origin.definition, started=started, digests=digests)
+        kept = read_record(out)
+        assert kept is not None
+        return kept[1]
+    merges = configurations(text, origin.target)
+    if len(merges) > 1:
+        raise PlanError(f"{origin.target} is made by several merges, which need a folder; give OUT")
+    entries: dict[str, TensorEntry] = {}
+    with opened(merges[0][1], options) as engine:
+        for planned in progress(engine.tensors):
+            tensor = engine.merged(planned)
+            if tensor is not None:
+                entries[planned.name] = TensorEntry(
+                    dtype=dtype_name(tensor.dtype), shape=list(tensor.shape), sha256=digest(tensor)
+                )
+    return TensorTable.model_validate({"schema": TENSOR_TABLE, "tensors": entries})
+
+
+def _options(definition: BuildDefinition, options: MergeOptions, stack: ExitStack) -> MergeOptions:
+    """Return the recorded options, with this machine's caches and device."""
+    recorded = definition.external_parameters.options
+    values: dict[str, Any] = {name: recorded[name] for name in OPTIONS if name in recorded}
+    local = ("transformers_cache", "lora_merge_cache", "device", "num_threads", "lazy_unpickle", "read_to_gpu")
+    values |= {name: getattr(options, name) for name in local} | {"quiet": True}
+    if options.lora_merge_cache is None:  # adapters are merged anew: what lies in a cache may be of others
+        values["lora_merge_cache"] = stack.enter_context(tempfile.TemporaryDirectory())
+    try:
+        return MergeOptions(**values)
+    except ValidationError as error:
+        raise UnreadableError(f"externalParameters.options: {one_line(error)}; get the file again") from error
+
+
+def _differences(expected: TensorTable, found: TensorTable) -> Iterable[str]:
+    for name in sorted(expected.tensors.keys() | found.tensors.keys()):
+        before, after = expected.tensors.get(name), found.tensors.get(name)
+        if before is None or after is None:
+            yield f"{name}: {'not recorded' if before is None else 'recorded, and not made'}"
+        elif before != after:
+            yield (
+                f"{name}: recorded {before.dtype} {before.shape} {before.sha256}, "
+                f"made {after.dtype} {after.shape} {after.sha256}"
+            )

@@ -1,0 +1,48 @@
+"""The command merge: what it prints, its exit codes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mergekit_select.verification import verify
+from tests.support.commands import invoke, one_line
+from tests.support.models import Family
+from tests.support.recipes import written
+
+
+@pytest.fixture
+def recipe(llamas: Family, tmp_path: Path) -> Path:
+    return written(tmp_path / "recipe.yml", llamas.recipe())
+
+
+def test_shares_then_the_whole(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["merge", recipe, out, "--jobs", "1", "--out-shard-size", "4000", "--json"]
+    first = json.loads(invoke(*arguments, "--shard", "1/2").stdout)
+    assert (first["ok"], first["finished"], first["jobs"]) == (True, False, 1)
+    assert first["missing"] > 0
+    done = invoke("merge", recipe, out, "--jobs", "1", "--out-shard-size", "4000")
+    assert (done.exit_code, done.stdout) == (0, f"{out}: finished, with 1 process\n")
+    assert verify(out).same
+
+
+def test_stopped_for_another_command(recipe: Path, tmp_path: Path) -> None:
+    invoke("merge", recipe, tmp_path / "out", "--jobs", "1", "--out-shard-size", "4000", "--shard", "1/2")
+    again = invoke("merge", recipe, tmp_path / "out", "--jobs", "1")
+    one_line(again, 1, "holds an unfinished merge of another plan: the option out_shard_size was 4000, is 5000000000")
+
+
+@pytest.mark.parametrize("share", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_shares_that_are_none(recipe: Path, tmp_path: Path, share: str) -> None:
+    result = invoke("merge", recipe, tmp_path / "out", "--shard", share)
+    assert result.exit_code == 2
+    assert f"must be k/N with 1 <= k <= N, such as 1/4, got '{share}'" in result.stderr
+
+
+def test_ray_decides_itself(recipe: Path, tmp_path: Path) -> None:
+    result = invoke("merge", recipe, tmp_path / "out", "--ray", "auto", "--jobs", "2")
+    assert result.exit_code == 2
+    assert "--ray decides itself who merges what" in result.stderr

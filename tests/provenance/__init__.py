@@ -1,0 +1,1 @@
+"""Tests of locks, records, `reproduce` and `publish`, against a hub on this machine."""

@@ -1,0 +1,127 @@
+"""A merge writes its record; `--locked` refuses other inputs; `verify` looks at the record first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mergekit_select.bits import digest
+from tests.provenance.hub_server import Hub
+from tests.support.checkpoints import copied, tensors_of
+from tests.support.commands import invoke, one_line
+from tests.support.models import small_family
+from tests.support.recipes import RESAMPLING, merge, recipe, written
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def published(online: Hub) -> Hub:
+    """A hub with org/base, org/sub-0, org/sub-1."""
+    family = small_family()
+    online.add("org/base", family.base)
+    for number, sub in enumerate(family.subs[:2]):
+        online.add(f"org/sub-{number}", sub)
+    written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/sub-0", "org/sub-1@main"]))
+    return online
+
+
+def read(path: str) -> dict[str, object]:
+    content: dict[str, object] = json.loads(Path(path).read_text())
+    return content
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_merge_of_hub_models_records_commits_files_and_tensors(published: Hub) -> None:
+    ran = invoke("run", "yaml", "r.yml", "out", "--quiet")
+    assert ran.exit_code == 0, ran.output
+    statement = json.loads(Path("out/merge_provenance.json").read_text())
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["recipe"]["text"] == Path("r.yml").read_text()
+    assert definition["externalParameters"]["reproducible"] == "bits"
+    heads = published.repositories["org/sub-1"].refs["main"]
+    assert yaml.safe_load(Path("out/mergekit_config.yml").read_text())["models"][1] == {"model": f"org/sub-1@{heads}"}
+    table = json.loads(Path("out/merge_tensors.json").read_text())["tensors"]
+    assert {name: entry["sha256"] for name, entry in table.items()} == {
+        name: digest(tensor) for name, tensor in tensors_of(Path("out")).items()
+    }
+    assert statement["subject"][0]["name"] == "."
+    assert "README.md" not in {subject["name"] for subject in statement["subject"]}
+    published.add("org/sub-1", {"config.json": b"{}"})  # the branch moves, and the record does not
+    assert invoke("verify", "out").exit_code == 0
+    flip(Path("out/model.safetensors"))
+    ran = invoke("verify", "out")
+    assert ran.exit_code == 1
+    assert ran.stdout.startswith("changed: model.safetensors: must have the recorded sha256")
+    assert "bits: " in ran.stdout
+
+
+def test_locked_takes_the_commits_of_the_lock(published: Hub) -> None:
+    assert invoke("lock", "r.yml").exit_code == 0
+    locked = published.repositories["org/base"].refs["main"]
+    published.add("org/base", {"config.json": b"{}"})
+    assert invoke("run", "yaml", "r.yml", "out", "--locked", "r.lock.json", "--quiet").exit_code == 0
+    assert yaml.safe_load(Path("out/mergekit_config.yml").read_text())["base_model"] == f"org/base@{locked}"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda: flip(Path("a/model.safetensors")), "model.safetensors must have the recorded sha256"),
+        (lambda: Path("r.yml").write_text(Path("r.yml").read_text() + "#\n"), "the recipe must be the recorded one"),
+        (lambda: Path("a/config.json").unlink(), "config.json is recorded and not there"),
+    ],
+)
+def test_locked_refuses_anything_else(online: Hub, change: Callable[[], object], said: str) -> None:
+    family = small_family()
+    for name, source in (("base", family.base), ("a", family.subs[0]), ("b", family.subs[1])):
+        copied(source, Path(name))
+    written(Path("r.yml"), recipe("linear", None, ["./a", "./b"], parameters={"weight": 1}))
+    assert invoke("lock", "r.yml").exit_code == 0
+    change()
+    ran = invoke("run", "yaml", "r.yml", "out", "--locked", "r.lock.json", "--quiet")
+    one_line(ran, 1, said)
+    assert not Path("out").exists()
+
+
+def test_bytes_that_the_hub_garbles_are_refused(published: Hub) -> None:
+    published.garble("GET /cdn/")
+    ran = invoke("run", "yaml", "r.yml", "out", "--quiet")
+    assert ran.exit_code == 1
+    assert "org/base: model.safetensors must have the recorded sha256" in ran.stderr
+    assert not Path("out").exists()
+
+
+def test_verify_records_what_stock_mergekit_wrote(tmp_path: Path) -> None:
+    family = small_family()
+    out = merge(recipe("linear", None, family.subs[:2], parameters={"weight": 1}), tmp_path / "out")
+    assert invoke("verify", out, "--record").exit_code == 0
+    assert invoke("verify", out).exit_code == 0
+    definition = json.loads((out / "merge_provenance.json").read_text())["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["reproducible"] == "bits on the same platform"
+    flip(out / "model.safetensors")
+    before = (out / "merge_provenance.json").read_bytes()
+    assert invoke("verify", out, "--record").exit_code == 1
+    assert (out / "merge_provenance.json").read_bytes() == before
+
+
+def test_verify_of_a_model_on_a_hub(published: Hub) -> None:
+    assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
+    published.add("me/merge", Path("out"), licence=None)
+    ran = invoke("verify", "me/merge@main")
+    assert ran.exit_code == 0, ran.output
+    published.fail("GET /api/models/me/merge", 403, X_Error_Code="GatedRepo")
+    one_line(invoke("verify", "me/merge@other"), 2, "model me/merge@other: ")

@@ -1,0 +1,191 @@
+"""`reproduce` makes a published merge again from the record alone, and names what is in the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.provenance.hub_server import Hub
+from tests.support.checkpoints import copied
+from tests.support.commands import invoke, one_line
+from tests.support.models import small_family
+from tests.support.recipes import RESAMPLING, merge, recipe, written
+
+
+@pytest.fixture
+def published(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub with a merge me/merge of org/base, org/sub-0 and org/sub-1; the current folder is a stranger's."""
+    monkeypatch.chdir(tmp_path)
+    family = small_family()
+    online.add("org/base", family.base)
+    for number, sub in enumerate(family.subs[:2]):
+        online.add(f"org/sub-{number}", sub)
+    written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/sub-0", "org/sub-1"]))
+    assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
+    online.add("me/merge", Path("out"), licence=None)
+    (tmp_path / "stranger").mkdir()
+    monkeypatch.chdir(tmp_path / "stranger")
+    from huggingface_hub import constants
+
+    for name, value in (("HF_HOME", "cache"), ("HF_HUB_CACHE", "cache/hub")):
+        monkeypatch.setattr(constants, name, str(tmp_path / "stranger" / value))
+    online.requests.clear()
+    return online
+
+
+def answer(*arguments: object) -> tuple[int, dict[str, Any]]:
+    ran = invoke("reproduce", *arguments, "--json")
+    assert ran.stdout, ran.output
+    return ran.exit_code, json.loads(ran.stdout)
+
+
+def kinds(data: dict[str, Any]) -> list[str]:
+    return [finding["kind"] for finding in data["findings"]]
+
+
+def test_same_without_writing_a_tensor(published: Hub) -> None:
+    code, data = answer("me/merge")
+    assert (code, data["verdict"], data["findings"]) == (0, "same", [])
+    assert data["tensors"] > 10
+    weights = [request for request in published.requests if "me/merge" in request and "safetensors" in request]
+    assert not weights
+
+
+def test_same_into_a_folder_that_has_a_record_of_its_own(published: Hub) -> None:
+    code, data = answer("me/merge@main", "again")
+    assert (code, data["verdict"]) == (0, "same")
+    assert invoke("verify", "again").exit_code == 0
+    table = Path("again/merge_tensors.json").read_bytes()
+    assert table == published.files("me/merge")["merge_tensors.json"]
+    one_line(invoke("reproduce", "me/merge", "again"), 2, "OUT must be a folder that is not there, or empty")
+
+
+def test_dry_run_downloads_no_weights(published: Hub) -> None:
+    code, data = answer("me/merge", "--dry-run")
+    assert (code, data["verdict"]) == (0, "possible")
+    files = [published.files(f"org/{name}") for name in ("base", "sub-0", "sub-1")]
+    sizes = {name: sum(len(held[name]) for held in files) for name in files[0]}
+    assert data["needs"]["read"] == sizes["model.safetensors"]
+    assert data["needs"]["download"] == sum(
+        size for name, size in sizes.items() if name.endswith((".json", ".safetensors"))
+    )
+    assert not any("/cdn/" in request for request in published.requests)
+    text = invoke("reproduce", "me/merge", "--dry-run").stdout
+    assert "bytes to download" in text
+    assert text.endswith("POSSIBLE: me/merge\n")
+
+
+def gone(hub: Hub, name: str, files: dict[str, bytes]) -> None:
+    """Rewrite a repository's history."""
+    repository = hub.repositories[name]
+    repository.commits.clear()
+    repository.refs.clear()
+    repository.commit(files)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda hub: hub.repositories.pop("org/base"), ["parent-missing"]),
+        (lambda hub: setattr(hub.repositories["org/base"], "gated", True), ["parent-gated"]),
+        (lambda hub: gone(hub, "org/base", {"config.json": b"{}"}), ["revision-gone"]),
+    ],
+)
+def test_what_is_in_the_way_is_told_apart(published: Hub, change: Callable[[Hub], object], found: list[str]) -> None:
+    change(published)
+    code, data = answer("me/merge")
+    assert (code, data["verdict"], kinds(data)) == (1, "not possible", found)
+    assert data["findings"][0]["place"] == "org/base"
+    assert not any("/cdn/" in request for request in published.requests)
+
+
+def test_moved_branches_do_not_matter(published: Hub) -> None:
+    published.add("org/base", {"config.json": b"{}"})
+    code, data = answer("me/merge")
+    assert (code, data["verdict"], kinds(data)) == (0, "same", ["revision-moved"])
+
+
+def test_rewritten_history_with_the_same_bytes_does_not_matter(published: Hub) -> None:
+    published.repositories["org/base"].commit({"x": b""}, "other")
+    files = published.files("org/base")
+    repository = published.repositories["org/base"]
+    repository.refs["main"] = repository.commit(files, "other")
+    del repository.refs["other"]
+    old = next(sha for sha, held in repository.commits.items() if held == files)
+    del repository.commits[old]
+    code, data = answer("me/merge")
+    assert (code, data["verdict"], kinds(data)) == (0, "same", ["revision-moved"])
+
+
+def test_garbled_downloads_are_caught(published: Hub) -> None:
+    published.garble("GET /cdn/", times=1)
+    code, data = answer("me/merge")
+    assert (code, data["verdict"], kinds(data)) == (1, "not possible", ["input-changed"])
+    assert "model.safetensors must have the recorded sha256" in data["findings"][0]["message"]
+
+
+def test_a_download_that_is_cut_off_is_one_line(published: Hub) -> None:
+    published.cut("GET /cdn/")
+    ran = invoke("reproduce", "me/merge")
+    one_line(ran, 2, "asking http://127.0.0.1")
+
+
+def test_another_recipe_is_not_the_same(published: Hub) -> None:
+    files = dict(published.files("me/merge"))
+    table = json.loads(files["merge_tensors.json"])
+    name = next(iter(table["tensors"]))
+    table["tensors"][name]["sha256"] = "0" * 64
+    Path("m").mkdir()
+    for file, content in files.items():
+        Path("m", file).write_bytes(content)
+    Path("m/merge_tensors.json").write_text(json.dumps(table))
+    one_line(invoke("reproduce", "m"), 2, "must give its sha256")
+    import hashlib
+
+    sha256 = hashlib.sha256(Path("m/merge_tensors.json").read_bytes()).hexdigest()
+    statement = json.loads(files["merge_provenance.json"])
+    statement["predicate"]["runDetails"]["byproducts"][0]["digest"]["sha256"] = sha256
+    Path("m/merge_provenance.json").write_text(json.dumps(statement))
+    code, data = answer("m")
+    assert (code, data["verdict"]) == (1, "not same")
+    assert [line.split(":")[0] for line in data["differing"]] == [name]
+
+
+def test_a_plain_mergekit_model_is_made_as_far_as_that_can_be(published: Hub) -> None:
+    files = {k: v for k, v in published.files("me/merge").items() if not k.startswith("merge_")}
+    files["mergekit_config.yml"] = (Path("..") / "r.yml").read_bytes()
+    published.add("me/plain", files, licence=None)
+    code, data = answer("me/plain")
+    assert (code, data["verdict"], kinds(data)) == (0, "same", ["not-recorded", "not-recorded"])
+    published.add("me/nothing", {"config.json": b"{}"})
+    one_line(invoke("reproduce", "me/nothing"), 2, "how it was made cannot be known")
+
+
+def test_local_parents_are_mapped_and_compared(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    family = small_family()
+    for name, source in (("runs/a", family.subs[0]), ("runs/b", family.subs[1])):
+        copied(source, Path(name))
+    out = merge(recipe("linear", None, ["./runs/a", "./runs/b"], parameters={"weight": 1}), tmp_path / "out")
+    assert invoke("verify", "out", "--record").exit_code == 0
+    Path("runs").rename("moved")
+    code, data = answer(out)
+    assert (code, kinds(data)) == (1, ["parent-local", "parent-local"])
+    code, data = answer(out, "--map", "./runs=./moved")
+    assert (code, data["verdict"]) == (0, "same")
+    content = bytearray(Path("moved/b/model.safetensors").read_bytes())
+    content[-1] ^= 1
+    Path("moved/b/model.safetensors").write_bytes(content)
+    code, data = answer(out, "--map", "./runs=./moved")
+    assert (code, kinds(data)) == (1, ["input-changed"])
+
+
+def test_a_lock_is_made(published: Hub) -> None:
+    assert invoke("lock", "../r.yml", "--out", "l.json").exit_code == 0
+    code, data = answer("l.json", "made")
+    assert (code, data["verdict"]) == (0, "made")
+    assert Path("made/merge_tensors.json").read_bytes() == published.files("me/merge")["merge_tensors.json"]
