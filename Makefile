@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: merge study test lint types kernel sanitize fuzz faults docs bench clean
+.PHONY: merge study test coverage lint types kernel sanitize fuzz faults docs bench clean
 
 # Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
 merge: $(VENV)/installed
@@ -24,6 +24,12 @@ study: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+# Branch coverage of the package; apart from `make test`, since tracing slows the tests down.
+coverage: $(VENV)/installed-test
+	$(BIN)/python -m coverage run -m pytest $(TESTS)
+	$(BIN)/python -m coverage combine
+	$(BIN)/python -m coverage report
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -78,8 +78,8 @@ def test_a_report_of_check_that_cannot_be_written(llamas: Family, tmp_path: Path
         (b"- a\n- b\n", "must be a YAML mapping"),
         (b"just words", "must be a YAML mapping"),
         (b"models: []\n", "must say merge_method"),
-        (b"x" * (5 << 20), "of at most 4194304 bytes"),
-        (b"[" * 5000, "must be YAML"),
+        (b"x" * (5 << 20), "must have at most 1048576 bytes"),
+        (b"[" * 5000, "at most 50 levels"),
     ],
 )
 def test_a_file_that_is_no_recipe_gives_one_line_and_2(content: bytes | None, says: str, tmp_path: Path) -> None:
@@ -96,4 +96,4 @@ def test_a_file_that_is_no_recipe_gives_one_line_and_2(content: bytes | None, sa
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     result = invoke("check", tmp_path)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"Error: cannot read the recipe {tmp_path}: Is a directory\n"
+    assert result.stderr == f"Error: cannot read the recipe: cannot read {tmp_path}: Is a directory\n"

@@ -218,7 +218,7 @@ def test_the_command_ends_with_the_message(llamas: Family, tmp_path: Path) -> No
     assert not finished(tmp_path / "out")
 
 
-ALL_ZERO = "the weights of the {} sub-models that have the tensor are all 0; give one of them a positive weight"
+ALL_ZERO = "the weights of the {} sub-models that have the tensor are all 0; make one of them positive"
 
 
 @pytest.mark.parametrize(

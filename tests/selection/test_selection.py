@@ -224,7 +224,7 @@ def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large: Large,
         (
             lambda t: select([t] * 1025),
             ParameterError,
-            "at most 1024 sub-models can be merged at once, got 1025; merge groups of them first",
+            "at most 1024 sub-models can be merged at once, got 1025; merge them in groups",
         ),
         (lambda t: select([t], seed=-1), ParameterError, "seed must be an integer in [0, 2^63), got -1"),
         (

@@ -79,9 +79,9 @@ def test_thresholds_choose_as_the_definition_says(counts: list[int], u: int) -> 
         ([1.0, float("inf")], "weight must be a finite number of at least 0, got inf for sub-model 1"),
         (
             [0.0, 0.0],
-            "the weights of the 2 sub-models that have the tensor are all 0; give one of them a positive weight",
+            "the weights of the 2 sub-models that have the tensor are all 0; make one of them positive",
         ),
-        ([1.0] * 1025, "at most 1024 sub-models can be merged at once, got 1025; merge groups of them first"),
+        ([1.0] * 1025, "at most 1024 sub-models can be merged at once, got 1025; merge them in groups"),
     ],
 )
 def test_what_is_refused(weights: Any, message: str) -> None:

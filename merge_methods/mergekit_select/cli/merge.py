@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mergekit_select.cli._errors import NO, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options
-from mergekit_select.cli._output import bar, print_report
+from mergekit_select.cli._output import bar, counting, print_report
 
 if TYPE_CHECKING:
     from mergekit_select.execution.job import Job
@@ -42,6 +46,7 @@ def _parse_share(_context: click.Context, _option: click.Parameter, value: str |
 )
 @click.option("--finish", "only_finish", is_flag=True, help="Only finish a merge whose shares are all merged")
 @click.option("--rehash", is_flag=True, help="Read what is recorded as done again, and compute anew what is damaged")
+@click.option("--provenance/--no-provenance", default=True, help="Record what the merge was made from")
 @report_options
 @merge_options(
     "allow_crimes",
@@ -68,6 +73,7 @@ def command(
     ray: str | None,
     only_finish: bool,
     rehash: bool,
+    provenance: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -99,14 +105,18 @@ def command(
         shown.set_postfix_str(f"{done} tensors", refresh=False)
         shown.update(shown.total - sum(part.nbytes for part in left) - shown.n)
 
-    try:
-        if ray is not None:
-            outcome = merge_on_ray(request, ray, started=show, progress=show)
-        else:
-            outcome = merge(request, jobs=jobs, only_finish=only_finish, rehash=rehash, started=show, progress=show)
-    finally:
-        if shown is not None:
-            shown.close()
+    # A share alone does not read all inputs: verify --record writes the record of a merge in shares.
+    with _recorded(recipe, merge_options, quiet, provenance and share is None) as write_record:
+        try:
+            if ray is not None:
+                outcome = merge_on_ray(request, ray, started=show, progress=show)
+            else:
+                outcome = merge(request, jobs=jobs, only_finish=only_finish, rehash=rehash, started=show, progress=show)
+        finally:
+            if shown is not None:
+                shown.close()
+        if outcome.finished:
+            write_record(Path(outcome.out))
     processes = f"{outcome.jobs} process{'es' * (outcome.jobs > 1)}"
     text = f"{outcome.out}: finished, with {processes}"
     if not outcome.finished:
@@ -114,3 +124,19 @@ def command(
     data = {"ok": True, "finished": outcome.finished, "missing": outcome.missing, "jobs": outcome.jobs}
     print_report("merge", {**data, "notes": outcome.notes}, [text, *outcome.notes], as_json)
     raise click.exceptions.Exit(YES)
+
+
+@contextmanager
+def _recorded(recipe: str, given: dict[str, Any], quiet: bool, wanted: bool) -> Iterator[Callable[[Path], object]]:
+    """Look up what a merge is made from before it begins; give what records that afterwards."""
+    if not wanted:
+        yield lambda _: None
+        return
+    from mergekit.options import MergeOptions
+
+    from mergekit_select.provenance import lock, read_text, record
+
+    options, started = MergeOptions(**given), datetime.datetime.now(datetime.timezone.utc)
+    with counting("Hashing", quiet) as digests:
+        definition = lock(read_text(recipe), recipe, options, digests=digests)
+        yield lambda out: record(out, options, definition, started=started, digests=digests)

@@ -104,7 +104,7 @@ def read_text(path: str | Path) -> str:
     try:
         content = read_file(path, MOST_RECIPE_BYTES)
     except UnreadableError as error:
-        raise RecipeError(f"no recipe can be read: {error}") from error
+        raise RecipeError(f"cannot read the recipe: {error}") from error
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

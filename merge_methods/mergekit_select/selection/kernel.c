@@ -17,11 +17,9 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* The processors that the loops are compiled for; the loader of the library chooses. */
-#if !defined(__x86_64__) || !defined(__GLIBC__) || defined(ONE_TARGET)
-#define FOR_EACH_PROCESSOR
-#elif defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(ONE_TARGET) && defined(__clang__)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512bw")))
-#elif __GNUC__ >= 12
+#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(ONE_TARGET) && __GNUC__ >= 12
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define FOR_EACH_PROCESSOR

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 
 import torch
 
@@ -39,6 +39,7 @@ class Limits:
 
 
 LIMITS = Limits()
+_libc = partial(ctypes.CDLL, None)  # madvise of the module mmap takes its own mappings only
 
 
 def new_tensor(like: torch.Tensor, limits: Limits) -> torch.Tensor:
@@ -54,8 +55,3 @@ def new_tensor(like: torch.Tensor, limits: Limits) -> torch.Tensor:
         # Advice: a system without huge pages refuses it, and all is as it was.
         _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(start + result.nbytes - first), mmap.MADV_HUGEPAGE)
     return result
-
-
-@lru_cache(maxsize=1)
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)  # madvise of the module mmap takes its own mappings only

@@ -88,9 +88,7 @@ def resample(
         As for ``select``; an element is the base's where nothing that differs was drawn.
 
     Raises:
-        ParameterError: As for ``select``, or ``rounds`` is below 1.
-        TensorError: As for ``select``, the base included.
-        UnsupportedDtypeError: As for ``select``.
+        MergekitSelectError: As for ``select``, or ``rounds`` is below 1.
     """
     return merge(make_selection(tensors, base, weights, rounds, seed, name))
 
@@ -104,18 +102,9 @@ def drawn(
     seed: int = 0,
     name: str = "",
 ) -> Iterator[Drawn]:
-    """Tell chunk by chunk where ``select`` (``resample`` if there is a base) copies each element from.
+    """Return chunk by chunk where ``select``, or ``resample`` if there is a base, copies each element from.
 
-    Args:
-        tensors: As for ``select``.
-        base: The base model's tensor, or none for ``select``.
-        weights: As for ``select``.
-        rounds: As for ``resample``.
-        seed: In [0, 2^63).
-        name: The output tensor's name.
-
-    Raises:
-        MergekitSelectError: As for ``select`` and ``resample``.
+    Arguments and errors are theirs.
     """
     return trace(make_selection(tensors, base, weights, rounds, seed, name))
 
@@ -151,10 +140,9 @@ def merge(selection: Selection, limits: Limits = LIMITS, kernel: ModuleType | No
 
 
 def trace(selection: Selection, limits: Limits = LIMITS, kernel: ModuleType | None = None) -> Iterator[Drawn]:
-    """Tell chunk by chunk where the elements come from.
+    """Return chunk by chunk where the elements come from: merge positions, -1 for the base, in place of elements.
 
-    Kernels copy what they are given. Here each sub-model gives its position where its element differs from the base's,
-    and -1 where it equals it, as the base does everywhere: what is merged is where the elements come from.
+    Each sub-model gives its position where its element differs from the base's, and -1 where it equals it.
     """
     like, base = selection.tensors[0], selection.base
     kernel = kernel or _kernel_for(like.device)

@@ -37,8 +37,7 @@ def slots(weights: Sequence[float]) -> tuple[int, ...]:
 def _slots(weights: tuple[float, ...]) -> tuple[int, ...]:
     if len(weights) > MOST_SUB_MODELS:
         raise ParameterError(
-            f"at most {MOST_SUB_MODELS} sub-models can be merged at once, got {len(weights)}; "
-            f"merge groups of them first"
+            f"at most {MOST_SUB_MODELS} sub-models can be merged at once, got {len(weights)}; merge them in groups"
         )
     for position, weight in enumerate(weights):
         if not (math.isfinite(weight) and weight >= 0):
@@ -47,8 +46,7 @@ def _slots(weights: tuple[float, ...]) -> tuple[int, ...]:
     exact = [Fraction(weight) for weight in weights]
     if not any(exact):
         raise ParameterError(
-            f"the weights of the {len(weights)} sub-models that have the tensor are all 0; "
-            f"give one of them a positive weight"
+            f"the weights of the {len(weights)} sub-models that have the tensor are all 0; make one of them positive"
         )
     denominator = math.lcm(*(share.denominator for share in exact))
     whole = [int(share * denominator) for share in exact]
