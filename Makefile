@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: merge study test coverage lint types kernel sanitize fuzz faults docs bench clean
+.PHONY: merge study test test-slow coverage lint types kernel sanitize fuzz faults docs bench clean
 
 # Trains a tiny base and three sub-models, merges them in three ways, and prints the held-out loss of all.
 merge: $(VENV)/installed
@@ -24,6 +24,10 @@ study: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+# Tests of a minute and more: kills at twenty points, the walk of docs/sharing.md, the notebook.
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
 
 # Branch coverage of the package; apart from `make test`, since tracing slows the tests down.
 coverage: $(VENV)/installed-test

@@ -108,7 +108,8 @@ def test_wheel_holds_the_package_the_startup_files_and_metadata(form: str, reque
     metadata = {f"{info}/{name}" for name in described}
     library = {f"mergekit_select/selection/{LIBRARY}"} if form == "wheel" else set()
     recipes = {f"mergekit_select/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
-    assert set(contents(wheel)) == modules | {"mergekit_select/py.typed"} | recipes | STARTUP | metadata | library
+    data = {"mergekit_select/py.typed", "mergekit_select/provenance/schema.json"}
+    assert set(contents(wheel)) == modules | data | recipes | STARTUP | metadata | library
 
 
 @compiled

@@ -57,6 +57,7 @@ def stock(llamas: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
     )
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_points(llamas: Any, tmp_path: Path, stock: dict[str, bytes]) -> None:
     file, out = write_recipe(tmp_path, llamas), tmp_path / "out"
     driver = Path(__file__).with_name("killed.py")

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.provenance.hub_server import Hub, environment
 from tests.support.models import small_family
 
 PAGE = Path(__file__).parents[2] / "docs" / "sharing.md"
 
 
+@pytest.mark.slow
 def test_the_walk_from_recipe_to_a_strangers_reproduction(hub: Hub, tmp_path: Path) -> None:
     text = PAGE.read_text("utf-8")
     commands = re.findall(r"```sh\nmergekit-select (.*)\n```", text)
