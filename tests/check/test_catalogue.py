@@ -18,6 +18,19 @@ CASES = {name: module.CASES for module in MODULES for name in module.CASES.kinds
 # Shown in tests of their own, since they need another environment or text.
 ELSEWHERE = {"plugin-inactive", "local-path-like-hub-id", "disk-full", "duplicate-key", "lazy-unpickle"}
 OF_VERIFY = {"unfinished", "stale", "inconsistent", "random"}
+OF_PROVENANCE = {
+    "changed",
+    "input-changed",
+    "input-missing",
+    "licence",
+    "local-model",
+    "lock-stale",
+    "parent-gated",
+    "parent-local",
+    "parent-missing",
+    "remote-code",
+    "revision-gone",
+}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -33,4 +46,4 @@ def test_every_kind_of_error_is_shown() -> None:
     assert len(CASES) == sum(len(module.CASES.kinds) for module in MODULES)
     shown = {kind for module in MODULES for kind in module.CASES.kinds.values()}
     errors = {kind.name for kind in CATALOGUE if kind.severity is Severity.ERROR}
-    assert shown | ELSEWHERE | OF_VERIFY == errors
+    assert shown | ELSEWHERE | OF_VERIFY | OF_PROVENANCE == errors
