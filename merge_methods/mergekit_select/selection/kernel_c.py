@@ -64,12 +64,13 @@ def merge(selection: Selection, out: torch.Tensor, limits: Limits) -> None:
     if not out.numel():
         return
     width, size, address = out.itemsize, out.numel(), out.data_ptr()
-    described, _kept = _describe(selection, out)
+    described, kept = _describe(selection, out)
     run = function(width)
     part = max(1, limits.part_bytes // width)
     starts = iter(range(0, size, part))
 
-    def work() -> None:
+    # A second interrupt may end this call while a thread still writes: what it works on must live as long as its work.
+    def work(_alive: object = (out, kept)) -> None:
         for start in starts:  # each thread takes the next part that nobody has taken
             run(ctypes.byref(described), start, min(start + part, size), address + start * width)
 
