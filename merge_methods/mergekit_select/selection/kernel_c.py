@@ -18,8 +18,7 @@ import torch
 from mergekit_select.selection.limits import Limits
 from mergekit_select.selection.plan import Selection
 
-_HERE = Path(__file__).parent
-LIBRARY = _HERE / f"libkernel{ {'win32': '.dll', 'darwin': '.dylib'}.get(sys.platform, '.so') }"
+LIBRARY = Path(__file__).parent / f"libkernel{ {'win32': '.dll', 'darwin': '.dylib'}.get(sys.platform, '.so') }"
 
 
 class _Tensor(ctypes.Structure):
