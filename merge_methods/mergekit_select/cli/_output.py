@@ -6,7 +6,6 @@ Imports neither torch nor mergekit, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
@@ -14,7 +13,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,7 +32,10 @@ def print_report(command: str, data: Mapping[str, Any], lines: list[str], as_jso
         UnreadableError: It cannot be written, such as to a full disk.
     """
     if as_json:
-        lines = json.dumps(_plain({"schema": SCHEMA_VERSION, "command": command, **data}), indent=2).split("\n")
+        from pydantic_core import to_jsonable_python
+
+        content = to_jsonable_python({"schema": SCHEMA_VERSION, "command": command, **data}, fallback=str)
+        lines = json.dumps(_finite(content), indent=2, allow_nan=False).split("\n")
     try:
         click.echo("\n".join(map(escaped, lines)).encode("utf-8"))
         sys.stdout.flush()
@@ -59,19 +60,13 @@ def drop_output() -> None:
         os.close(null)
 
 
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold: of objects their fields, and null for NaN and the infinities."""
-    if dataclasses.is_dataclass(value):
-        return _plain(vars(value))
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+def _finite(value: Any) -> Any:
+    """Return plain data with null for NaN and the infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def bar(what: str, unit: str, quiet: bool, items: Iterable[Any] | None = None) -> Any:
