@@ -15,12 +15,12 @@ from typing import Any
 from mergekit.options import MergeOptions
 
 from mergekit_select import __version__
-from mergekit_select.errors import PlanError, RecipeError, UnreadableError
+from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.execution.layout import Layout, Part, lay_out
 from mergekit_select.execution.request import Request
 from mergekit_select.execution.workspace import PLANNING, Workspace, sync
 from mergekit_select.inputs.files import INDEXES, WEIGHTS
-from mergekit_select.inputs.recipe import read_recipe
+from mergekit_select.inputs.recipe import parse_recipe, read_text
 from mergekit_select.planner.determinism import Determinism, determinism
 from mergekit_select.planner.engine import Engine
 from mergekit_select.planner.opening import opened
@@ -108,8 +108,8 @@ def opened_job(request: Request) -> Iterator[Job]:
         MergekitSelectError: The merge cannot be planned, or the folder belongs to another one.
     """
     options = MergeOptions(**request.options)
-    recipe = _read_text(request.recipe)
-    config = read_recipe(request.recipe)
+    recipe = read_text(request.recipe).replace("\r\n", "\n").replace("\r", "\n")  # as mergekit-yaml stores it
+    config = parse_recipe(recipe, request.recipe)
     kind = determinism(config.merge_method)
     if kind is Determinism.RANDOM:
         raise PlanError(
@@ -146,14 +146,6 @@ def opened_job(request: Request) -> Iterator[Job]:
         yield Job(request, recipe, engine, layout, workspace, plan["plan_id"], inputs, kind)
 
 
-def _read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
-
-
 def _require_empty(out: Path) -> None:
     kept = sorted(name for name in os.listdir(out) if WEIGHTS.fullmatch(name) or name in (*INDEXES, "config.json"))
     if kept:
@@ -164,7 +156,7 @@ def _require_empty(out: Path) -> None:
 
 def _fix_union(engine: Engine, workspace: Workspace) -> None:
     """Build the tokenizer of a union once, since another process would order its vocabulary otherwise."""
-    task = engine.tokenizer_task
+    task = engine.plan.tokenizer
     if task is None or task.tokenizer_source != "union":
         return
     if workspace.finished:

@@ -74,12 +74,21 @@ def read_recipe(path: str | Path) -> MergeConfiguration:
     Raises:
         RecipeError: As for ``read_recipes``, or the file holds several merges, or mergekit refuses what it holds.
     """
-    recipes = read_recipes(path)
+    return parse_recipe(read_text(path), str(path))
+
+
+def parse_recipe(text: str, path: str) -> MergeConfiguration:
+    """Return the one merge in a recipe's text; ``path`` is what messages call it.
+
+    Raises:
+        RecipeError: As for ``read_recipe``.
+    """
+    recipes = parse_recipes(text, path)
     if len(recipes) > 1:
         raise RecipeError(
             f"{path} must hold one merge, and holds {len(recipes)}; give one of them in a file of its own"
         )
-    return validated(recipes[0], str(path))
+    return validated(recipes[0], path)
 
 
 def validated(recipe: Recipe, path: str) -> MergeConfiguration:

@@ -29,7 +29,7 @@ def finish_folder(engine: Engine, folder: Path, name: str, recipe: str) -> None:
     config, options = plan.config, plan.options
     with at("writing config, tokenizer and model card"):
         settings = stored_config(config, plan.architecture, options.trust_remote_code)
-        tokenizer = None if engine.tokenizer_task is None else engine.tokenizer(engine.tokenizer_task).tokenizer
+        tokenizer = None if plan.tokenizer is None else engine.tokenizer(plan.tokenizer).tokenizer
         if tokenizer is not None:
             resize_vocabulary(settings, plan.architecture, tokenizer, config)
         settings.save_pretrained(folder)

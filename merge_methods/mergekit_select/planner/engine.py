@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
 from mergekit.merge_methods.base import TensorEntry, TensorGroup, TensorMetadata
 from mergekit.merge_methods.dtype import align_dtype, promoted_dtype
-from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary
+from mergekit.tokenizer import BuildTokenizer
 from mergekit.tokenizer.build import TokenizerInfo
 from transformers import PretrainedConfig
 
@@ -78,12 +77,6 @@ class Engine:
                 return align_dtype(group, promoted_dtype(group))
             return group
 
-    @property
-    def tokenizer_task(self) -> BuildTokenizer | None:
-        """What builds the output's tokenizer, if mergekit aligns tokenizers."""
-        tasks = (planned.task.gather_tensors for planned in self.plan.tensors)
-        return next((task.tokenizer_task for task in tasks if isinstance(task, PermutedVocabulary)), None)
-
     def tokenizer(self, task: BuildTokenizer) -> TokenizerInfo:
         """Build the output's tokenizer, once."""
         if task not in self._tokenizers:
@@ -105,11 +98,8 @@ class Engine:
         To be called after the tensors have been computed, since the size of an aligned vocabulary is among them.
         """
         config, architecture = self.plan.config, self.plan.architecture
-        if donor(config) is not None:
-            configs = [copy.deepcopy(self.plan.out_config)]
-        else:
-            trust = self.plan.options.trust_remote_code
-            configs = [output_config(own, architecture, trust) for own in self._with_donors()]
+        trust = self.plan.options.trust_remote_code
+        configs = [output_config(own, architecture, trust) for own in self._with_donors()]
         dtype = config.out_dtype or config.dtype
         for settings in configs if dtype else ():
             settings.dtype = dtype
@@ -135,7 +125,7 @@ class Engine:
             folder = scratch / f"companions-{number}"
             folder.mkdir()
             with at("the output's tokenizer"):
-                tokenizer = None if plan.tokenizer is None else self._evaluate(plan.tokenizer).tokenizer
+                tokenizer = None if plan.tokenizer is None else self.tokenizer(plan.tokenizer).tokenizer
                 failure = write_companions(config, plan.architecture, plan.options, tokenizer, folder)
             if failure is not None and any(folder.iterdir()):  # some files could be copied: the model is damaged
                 raise UnreadableError(f"the output's tokenizer: {one_line(failure)}") from failure

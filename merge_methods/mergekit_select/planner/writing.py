@@ -104,12 +104,9 @@ def _in_writing_order(engine: Engine) -> list[PlannedTensor]:
         )
         for planned in engine.plan.tensors
     ]
-    tokenizers = {
-        task.tokenizer_task: None
-        for planned in engine.plan.tensors
-        if isinstance(task := planned.task.gather_tensors, PermutedVocabulary)
-    }
-    targets: list[Task[Any]] = [*saves, FinalizeModel(tensor_save_tasks=tuple(saves), writer_task=writer), *tokenizers]
+    targets: list[Task[Any]] = [*saves, FinalizeModel(tensor_save_tasks=tuple(saves), writer_task=writer)]
+    if engine.plan.tokenizer is not None:
+        targets.append(engine.plan.tokenizer)
     universe = TaskUniverse(targets)
     schedule = build_schedule([universe.add_task(target) for target in targets], {})
     planned_by_name = {planned.name: planned for planned in engine.plan.tensors}
