@@ -7,10 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergekit.options import MergeOptions
-
 from mergekit_select import kinds
-from mergekit_select.check.merge import MergeUnderCheck, WrittenTensor
+from mergekit_select.check.merge import DescribedTensor, MergeUnderCheck
 from mergekit_select.findings import Cost
 from mergekit_select.inputs.files import WEIGHTS
 from mergekit_select.methods import OWN
@@ -20,7 +18,7 @@ _CARD = 64 << 10  # README.md and mergekit_config.yml
 _OWN_BUFFERS = 64 << 20  # bytes that selection and resampling take at most beside inputs and result
 
 
-def add_cost(merge: MergeUnderCheck, written: Sequence[WrittenTensor], unknown: int, out: str | None) -> None:
+def add_cost(merge: MergeUnderCheck, written: Sequence[DescribedTensor], unknown: int, out: str | None) -> None:
     """Set what the merge will take, and compare it with what there is.
 
     Args:
@@ -66,16 +64,6 @@ def _compare(merge: MergeUnderCheck, cost: Cost, out: str, small: int) -> None:
     if on_cpu and installed is not None and cost.peak_memory is not None and cost.peak_memory > installed:
         value = f"{size_text(cost.peak_memory)} expected, {size_text(installed)} installed"
         merge.findings.add(kinds.MEMORY, f"tensor {cost.peak_tensor}", value)
-
-
-def shard_count(written: Sequence[WrittenTensor], options: MergeOptions) -> int:
-    """Return how many shards mergekit will write, filling them in the order of the plan."""
-    count, filled = 1, 0
-    for tensor in written:
-        if filled and 0 < options.out_shard_size < filled + tensor.tensor.nbytes:
-            count, filled = count + 1, 0
-        filled += tensor.tensor.nbytes
-    return count
 
 
 def size_text(count: int) -> str:

@@ -40,7 +40,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class WrittenTensor:
+class DescribedTensor:
     """One tensor that the merge writes, as far as descriptions tell.
 
     Attributes:

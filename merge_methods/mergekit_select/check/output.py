@@ -9,18 +9,18 @@ from pathlib import Path
 from mergekit.options import MergeOptions
 
 from mergekit_select import kinds
-from mergekit_select.check.cost import shard_count
-from mergekit_select.check.merge import MergeUnderCheck, WrittenTensor
+from mergekit_select.check.merge import DescribedTensor, MergeUnderCheck
 from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.checkpoint import Checkpoint
 from mergekit_select.inputs.files import INDEXES, TOKENIZER_FILES, TRANSFORMERS_LOADS, WEIGHTS, read_json
 from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.planner.plan import Plan
+from mergekit_select.planner.writing import filled
 
 MOST_NAME_BYTES = 255  # of a file or folder, on nearly all file systems
 
 
-def check_out(merge: MergeUnderCheck, out: str, written: Sequence[WrittenTensor]) -> None:
+def check_out(merge: MergeUnderCheck, out: str, written: Sequence[DescribedTensor]) -> None:
     """Add what is wrong with the output folder.
 
     Args:
@@ -50,7 +50,8 @@ def check_out(merge: MergeUnderCheck, out: str, written: Sequence[WrittenTensor]
         return
     for path in leftovers(folder):
         merge.findings.add(kinds.OUT_TEMPORARY, str(path))
-    _stale(folder, shard_count(written, merge.options), merge.options, merge.findings)
+    shards = [*filled(written, merge.options.out_shard_size, lambda tensor: tensor.tensor.nbytes)]
+    _stale(folder, max(1, len(shards)), merge.options, merge.findings)
 
 
 def _inputs(merge: MergeUnderCheck) -> Iterator[tuple[object, Path]]:
@@ -80,7 +81,9 @@ def _stale(folder: Path, shards: int, options: MergeOptions, findings: Findings)
         findings.add(kinds.OUT_LEFTOVERS, str(folder), some(there))
 
 
-def described_output(merge: MergeUnderCheck, plan: Plan, written: Sequence[WrittenTensor], folder: Path) -> Checkpoint:
+def described_output(
+    merge: MergeUnderCheck, plan: Plan, written: Sequence[DescribedTensor], folder: Path
+) -> Checkpoint:
     """Describe the result for the merges of the same file that need it, in an empty folder."""
     assert merge.name is not None  # only a named merge is needed by another
     plan.out_config.save_pretrained(folder)

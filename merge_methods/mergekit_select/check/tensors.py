@@ -16,7 +16,7 @@ from mergekit.merge_methods import OptionalTensorPolicy
 from mergekit_select import kinds
 from mergekit_select.bits import dtype_name
 from mergekit_select.check.dtypes import check_base_dtype, dtype_of, merged_dtype
-from mergekit_select.check.merge import MergeUnderCheck, WrittenTensor
+from mergekit_select.check.merge import DescribedTensor, MergeUnderCheck
 from mergekit_select.check.parameters import ParameterCheck
 from mergekit_select.errors import one_line
 from mergekit_select.findings import TensorFindings, some
@@ -53,7 +53,7 @@ class TensorCheck:
         self._used: dict[ModelReference, set[str]] = {}
         self._converts: set[ModelReference] = set()
 
-    def run(self) -> list[WrittenTensor]:
+    def run(self) -> list[DescribedTensor]:
         """Return what is written, having added what is wrong."""
         for name, error in self.plan.failures:
             self.parameters.failed(name, error, self.merge.explain(error))
@@ -65,7 +65,7 @@ class TensorCheck:
         self.findings.flush()
         return written
 
-    def _tensor(self, planned: PlannedTensor) -> WrittenTensor | None:
+    def _tensor(self, planned: PlannedTensor) -> DescribedTensor | None:
         entries: list[tuple[ModelReference, StoredTensor | None]] = []
         for model, weight in planned.inputs:
             found, tensor = self._find(model, weight)
@@ -124,7 +124,7 @@ class TensorCheck:
         self.findings.add(kind, planned.name, some(missing), holder=present[0])
         return kind is not kinds.TENSOR_SKIPPED
 
-    def _merge(self, planned: PlannedTensor, entries: _Entries) -> WrittenTensor | None:
+    def _merge(self, planned: PlannedTensor, entries: _Entries) -> DescribedTensor | None:
         cast = dtype_of(planned.weight.force_dtype or self.merge.config.dtype)
         dtypes = [cast or getattr(torch, tensor.dtype) for _, tensor in entries]
         alone = len(entries) < len(planned.inputs) and len(entries) == 1
@@ -145,7 +145,7 @@ class TensorCheck:
             result = self.parameters.dry_run(planned, models, merged, shape) or working
         stored = dtype_of(planned.stored_name) or result
         count = math.prod(shape)
-        return WrittenTensor(
+        return DescribedTensor(
             planned.name,
             StoredTensor(dtype_name(stored), shape, count * stored.itemsize),
             sum(count * working.itemsize for _ in entries),

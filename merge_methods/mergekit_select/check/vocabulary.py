@@ -12,7 +12,7 @@ from mergekit.tokenizer.config import TokenizerConfig
 from transformers import PretrainedConfig
 
 from mergekit_select import kinds
-from mergekit_select.check.merge import MergeUnderCheck, Model, WrittenTensor
+from mergekit_select.check.merge import DescribedTensor, MergeUnderCheck, Model
 from mergekit_select.check.tensors import names_of
 from mergekit_select.errors import one_line
 from mergekit_select.inputs.files import TOKENIZER_FILES
@@ -98,7 +98,7 @@ def _see_files(merge: MergeUnderCheck) -> None:
         merge.findings.add(kinds.TOKENIZER_MISSING, donor.places[0], donor)
 
 
-def check_vocabulary(merge: MergeUnderCheck, plan: Plan, written: Sequence[WrittenTensor]) -> None:
+def check_vocabulary(merge: MergeUnderCheck, plan: Plan, written: Sequence[DescribedTensor]) -> None:
     """The output's embeddings must have the rows that its config says, or transformers does not load it."""
     key = plan.architecture.vocab_size_config_key or "vocab_size"
     try:

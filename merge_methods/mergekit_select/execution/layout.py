@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from mergekit_select.inputs.checkpoint import DTYPES
-from mergekit_select.planner.writing import WrittenTensor
+from mergekit_select.planner.writing import WrittenTensor, filled
 
 _PART = 128 << 20  # bytes of a part, of which a process writes one at a time, unless a single tensor has more
 _RANK = {torch_name: rank for rank, (torch_name, _) in enumerate(DTYPES.values())}
@@ -119,26 +119,17 @@ def lay_out(tensors: Sequence[WrittenTensor], shard_size: int) -> Layout:
         tensors: In mergekit's order; at least one.
         shard_size: Most bytes of the tensors in a file that holds more than one; 0 or less for no bound.
     """
-    shards = list(_filled(tensors, shard_size))
+    shards = list(filled(tensors, shard_size, _size))
     files: list[OutputFile] = []
     parts: list[Part] = []
     for number, shard in enumerate(shards, start=1):
         name = "model" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}"
         file = OutputFile(f"{name}.safetensors", shard)
         files.append(file)
-        for group in _filled(shard, _PART):
+        for group in filled(shard, _PART, _size):
             parts.append(Part(len(parts), file, group))
     return Layout(files, parts)
 
 
-def _filled(tensors: Sequence[WrittenTensor], limit: int) -> Iterator[list[WrittenTensor]]:
-    group: list[WrittenTensor] = []
-    size = 0
-    for tensor in tensors:
-        if group and 0 < limit < size + tensor.stored.nbytes:
-            yield group
-            group, size = [], 0
-        group.append(tensor)
-        size += tensor.stored.nbytes
-    if group:
-        yield group
+def _size(tensor: WrittenTensor) -> int:
+    return tensor.stored.nbytes

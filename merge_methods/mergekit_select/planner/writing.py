@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from mergekit.architecture.conversion import convert_checkpoint_tensors
@@ -25,6 +25,7 @@ from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.planner.reading import Loader
 from mergekit_select.planner.vocabulary import row_count
 
+_Tensor = TypeVar("_Tensor")
 _SIDE = 4  # elements along an axis of the tensors that a method is tried on
 
 
@@ -61,6 +62,26 @@ def written(engine: Engine) -> list[WrittenTensor]:
             stored = StoredTensor(dtype_name(dtype), shape, math.prod(shape) * dtype.itemsize)
             result.append(WrittenTensor(planned, stored, sum(tensor.nbytes for tensor in inputs.values())))
     return result
+
+
+def filled(tensors: Sequence[_Tensor], limit: int, size: Callable[[_Tensor], int]) -> Iterator[list[_Tensor]]:
+    """Yield the tensors of each shard, as mergekit's ``TensorWriter`` fills them.
+
+    Args:
+        tensors: In mergekit's order.
+        limit: Most bytes of a shard that holds more than one; 0 or less for no bound.
+        size: Bytes of a tensor.
+    """
+    shard: list[_Tensor] = []
+    held = 0
+    for tensor in tensors:
+        if shard and 0 < limit < held + size(tensor):
+            yield shard
+            shard, held = [], 0
+        shard.append(tensor)
+        held += size(tensor)
+    if shard:
+        yield shard
 
 
 def loads(planned: PlannedTensor) -> Mapping[ModelReference, LoadTensor]:
