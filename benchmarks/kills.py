@@ -1,8 +1,8 @@
 """Kill a large merge at random moments, go on with it each time, and compare with what stock `mergekit-yaml` writes.
 
 `python benchmarks/kills.py --scratch FOLDER --out FOLDER` writes kills.json and kills.md to the latter. A merge that
-ends before it is killed is compared, and another one begun, until there were as many kills as asked for. With `--ray`, a
-node of a Ray cluster of three is killed instead, once some parts are recorded, and the same command has to get there.
+ends before it is killed is compared, and another one begun, until there were as many kills as asked for. With `--ray`,
+a node of a Ray cluster of three is killed instead, once some parts are recorded, and the same command must end well.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from mergekit_select.bits import describe, digest, flat_integers
 from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.execution.job import Job
 from mergekit_select.execution.layout import OutputFile, Part
-from mergekit_select.execution.workspace import part_lock, sync
+from mergekit_select.execution.workspace import part_lock
+from mergekit_select.inputs.files import sync
 from mergekit_select.planner.writing import WrittenTensor, expect
 
 
