@@ -77,6 +77,7 @@ def _merge_and_record(main: click.Command, program: str, args: list[str]) -> Non
             with merging.resolved(ctx.params["config_file"], options, digests, lock) as (path, definition):
                 ctx.params["config_file"] = path
                 own.invoke(ctx)
+            merging.require_unchanged(definition, digests)
             record(out, options, definition, started=started, digests=digests)
 
 

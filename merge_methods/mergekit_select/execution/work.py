@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mergekit_select.bits import describe, digest, flat_integers
-from mergekit_select.errors import PlanError, UnreadableError
+from mergekit_select.errors import PlanError
 from mergekit_select.execution.job import Job
 from mergekit_select.execution.layout import Part
-from mergekit_select.execution.workspace import part_lock, sync
+from mergekit_select.execution.workspace import part_lock, sync, writing
 from mergekit_select.planner.writing import WrittenTensor, expect
 
 
@@ -69,11 +68,11 @@ def _write(job: Job, part: Part) -> tuple[int, dict[str, str]]:
     """Compute a part and write it; return the open file, and the tensors' digests."""
     path = job.workspace.place(part.file.name)
     digests = {}
-    with _writing(path):
+    with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if part.tensors[0] is part.file.tensors[0]:
-            with _writing(path):
+            with writing(path):
                 _put(descriptor, memoryview(part.file.header), 0)
         following = [*part.tensors[1:], None]
         for tensor, after in zip(part.tensors, following, strict=True):
@@ -81,7 +80,7 @@ def _write(job: Job, part: Part) -> tuple[int, dict[str, str]]:
                 expect(after.planned)
             result = _computed(job, tensor)
             digests[tensor.planned.name] = digest(result)
-            with _writing(path):
+            with writing(path):
                 data = flat_integers(result).view(torch.uint8).numpy().data
                 _put(descriptor, data, part.file.starts[tensor.planned.name])
         job.check_inputs()
@@ -112,7 +111,7 @@ def _put(descriptor: int, data: memoryview, start: int) -> None:
 def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> None:
     """Bring a part to the disk, then its file's name, then its record."""
     path = job.workspace.place(part.file.name)
-    with _writing(path):
+    with writing(path):
         try:
             os.fsync(descriptor)
         finally:
@@ -120,17 +119,6 @@ def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> Non
         sync(path.parent)
         job.workspace.record(part.number, job.plan_id, digests)
     job.workspace.release(part_lock(part.number))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Let what the system refuses name the file."""
-    try:
-        yield
-    except OSError as error:
-        raise UnreadableError(
-            f"cannot write {path}: {error.strerror}; once that is mended, the same command goes on from here"
-        ) from error
 
 
 def forget_lost(job: Job, rehash: bool = False) -> int:
