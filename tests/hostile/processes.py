@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -44,23 +45,31 @@ class Running:
                 os.kill(self.process, signal.SIGKILL)
             time.sleep(0.002)
         with open(self.output, "rb") as file:
-            file.seek(0)
             said = file.read().decode(errors="replace")
         return Ended(os.waitstatus_to_exitcode(status), said)
 
 
 def begun(run: Callable[[], object], kill_after: float | None = None) -> Running:
     """Run something in a process of its own; as a command, it may end with ``SystemExit``."""
-    output = os.memfd_create("said")
+    output, said = os.pipe()  # not a file, on which a limit on the size of files would tell
+    fcntl.fcntl(said, fcntl.F_SETPIPE_SZ, 1 << 20)
     child = os.fork()
     if child == 0:
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        _run(run, said, kill_after)
+    os.close(said)
+    return Running(child, output)
+
+
+def _run(run: Callable[[], object], said: int, kill_after: float | None) -> None:
+    """Run something, and end this process, whatever happens: nothing of its parent may be cleaned up here."""
+    code = 1
+    try:
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  # not pytest's
         if kill_after is not None:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process at once, as SIGKILL does
             signal.setitimer(signal.ITIMER_REAL, kill_after)
-        code = 1
         try:
             run()
             code = 0
@@ -68,11 +77,10 @@ def begun(run: Callable[[], object], kill_after: float | None = None) -> Running
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return Running(child, output)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def forked(run: Callable[[], object], kill_after: float | None = None) -> Ended:
