@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mergekit_select.bits import describe, digest, flat_integers
-from mergekit_select.errors import PlanError, UnreadableError
+from mergekit_select.errors import PlanError
 from mergekit_select.execution.job import Job
 from mergekit_select.execution.layout import OutputFile, Part
-from mergekit_select.execution.workspace import part_lock
+from mergekit_select.execution.workspace import part_lock, writing
 from mergekit_select.inputs.files import sync
 from mergekit_select.planner.writing import WrittenTensor, expect
 
@@ -74,28 +73,28 @@ def _write(job: Job, part: Part, writer: Executor) -> tuple[int, dict[str, str]]
     """
     path = job.workspace.place(part.file.name)
     digests: dict[str, str] = {}
-    with _writing(path):
+    with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    writing: Future[None] = writer.submit(lambda: None)
+    kept: Future[None] = writer.submit(lambda: None)
     held = 0  # bytes of the tensor that is being written
     try:
         if part.tensors[0] is part.file.tensors[0]:
-            with _writing(path):
+            with writing(path):
                 _put(descriptor, memoryview(part.file.header), 0)
         for tensor, after in zip(part.tensors, [*part.tensors[1:], None], strict=True):
             if after is not None:
                 expect(after.planned)
             if held + tensor.read + tensor.stored.nbytes > job.layout.peak:
-                writing.result()
+                kept.result()
             result = _computed(job, tensor)
-            writing.result()
-            writing = writer.submit(_keep, result, part.file, tensor.planned.name, descriptor, path, digests)
+            kept.result()
+            kept = writer.submit(_keep, result, part.file, tensor.planned.name, descriptor, path, digests)
             held = result.nbytes
             del result  # or it would stay until the next one is computed
-        writing.result()
+        kept.result()
         job.check_inputs()
     except BaseException:
-        wait([writing])
+        wait([kept])
         os.close(descriptor)
         raise
     return descriptor, digests
@@ -106,7 +105,7 @@ def _keep(
 ) -> None:
     """Hash a tensor and write it to its place."""
     digests[name] = digest(result)
-    with _writing(path):
+    with writing(path):
         _put(descriptor, flat_integers(result).view(torch.uint8).numpy().data, file.starts[name])
 
 
@@ -131,7 +130,7 @@ def _put(descriptor: int, data: memoryview, start: int) -> None:
 def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> None:
     """Bring a part to the disk, then its file's name, then its record."""
     path = job.workspace.place(part.file.name)
-    with _writing(path):
+    with writing(path):
         try:
             os.fsync(descriptor)
         finally:
@@ -139,17 +138,6 @@ def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> Non
         sync(path.parent)
         job.workspace.record(part.number, job.plan_id, digests)
     job.workspace.release(part_lock(part.number))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Let what the system refuses name the file."""
-    try:
-        yield
-    except OSError as error:
-        raise UnreadableError(
-            f"cannot write {path}: {error.strerror}; once that is mended, the same command goes on from here"
-        ) from error
 
 
 def forget_lost(job: Job, rehash: bool = False) -> int:
