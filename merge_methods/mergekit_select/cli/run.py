@@ -95,6 +95,7 @@ def _merge_and_record(name: str, main: click.Command, program: str, args: list[s
                 )
             own.invoke(ctx)
             if name == "yaml":
+                merging.require_unchanged(definition, digests)
                 record(Path(given["out_path"]), options, definition, started=started, digests=digests)
 
 

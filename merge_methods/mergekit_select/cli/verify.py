@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -63,9 +64,10 @@ def command(
     Exit codes: 0 the same, 1 not the same or unfinished, 2 usage, or something cannot be read.
     """
     from mergekit_select.findings import Severity
-    from mergekit_select.provenance import compared, lock, obtained, read_text, record
+    from mergekit_select.provenance import compared, lock, obtained, read_text, record, require_unchanged
     from mergekit_select.provenance.signing import signature_findings
     from mergekit_select.verification import verify
+    from mergekit_select.verification.output import RECIPE
     from mergekit_select.verification.text import as_data, render
 
     silence_libraries()
@@ -73,6 +75,10 @@ def command(
     with counting("Hashing", quiet) as digests:
         folder = obtained(out, merge_options)
         changed, locations, merge_options = compared(folder, recipe, locations, digests, merge_options, given_options())
+        source, definition = Path(recipe or folder / RECIPE), None
+        if recording and source.is_file():  # before the models are read: they may change meanwhile
+            text = read_text(source)
+            definition = lock(text, str(source), merge_options, locations=locations, digests=digests)
     signature = signature_findings(folder, trust)
     answer = verify(
         folder,
@@ -88,10 +94,9 @@ def command(
         notes=(*signature.of(Severity.WARNING), *answer.notes),
         undecided=answer.undecided and not before,
     )
-    if recording and answer.same and answer.recipe is not None:
-        text = read_text(answer.recipe)
+    if definition is not None and answer.same:
         with counting("Hashing", quiet) as digests:
-            definition = lock(text, str(answer.recipe), merge_options, locations=locations, digests=digests)
+            require_unchanged(definition, digests, locations)
             record(folder, merge_options, definition, digests=digests)
     print_report("verify", as_data(answer), render(answer), as_json)
     warned = any(note.severity is Severity.WARNING for note in answer.notes)
