@@ -190,6 +190,11 @@ map_option = click.option(
 )
 
 
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that read and compute"
+)
+
+
 def apply_threads(options: MergeOptions) -> None:
     """Let torch use as many threads as asked for; mergekit's own step fails where torch has computed."""
     if options.num_threads is not None:

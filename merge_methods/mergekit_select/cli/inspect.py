@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergekit_select.cli._errors import NO, one_line_errors
-from mergekit_select.cli._options import apply_threads, replay_options, report_options
+from mergekit_select.cli._options import apply_threads, jobs_option, replay_options, report_options
 from mergekit_select.cli._output import bar, print_report, silence_libraries
 
 if TYPE_CHECKING:
@@ -24,10 +24,11 @@ Examples:
 @click.command("inspect", epilog=_EXAMPLES)
 @click.argument("recipe", type=click.Path(readable=False))
 @click.option("--plot", type=click.Path(), metavar="FILE", help="Draw layers against modules: .png, .svg or .pdf")
+@jobs_option
 @report_options
 @replay_options()
 @one_line_errors(refused=NO)
-def command(merge_options: MergeOptions, recipe: str, plot: str | None, as_json: bool, quiet: bool) -> None:
+def command(merge_options: MergeOptions, recipe: str, plot: str | None, jobs: int, as_json: bool, quiet: bool) -> None:
     """What would be selected from where, if RECIPE were merged?
 
     Reads the models once and tells, per sub-model, the share of parameters unchanged from the base, drawn
@@ -46,7 +47,7 @@ def command(merge_options: MergeOptions, recipe: str, plot: str | None, as_json:
     silence_libraries()
     apply_threads(merge_options)
     answer = inspect(
-        recipe, options=merge_options, progress=lambda tensors: bar("Inspecting", "tensor", quiet, tensors)
+        recipe, options=merge_options, jobs=jobs, progress=lambda tensors: bar("Inspecting", "tensor", quiet, tensors)
     )
     if plot is not None:
         picture.draw(answer, Path(plot))

@@ -12,6 +12,7 @@ from mergekit_select.cli._errors import NO, UNREADABLE, YES, one_line_errors
 from mergekit_select.cli._options import (
     apply_threads,
     given_options,
+    jobs_option,
     map_option,
     replay_options,
     report_options,
@@ -38,6 +39,7 @@ Examples:
 @map_option
 @click.option("--record", "recording", is_flag=True, help="Where OUT is the same, write down what it was made from")
 @trust_options
+@jobs_option
 @report_options
 @strict_option
 @replay_options("copy_tokenizer")
@@ -49,6 +51,7 @@ def command(
     locations: dict[str, str],
     recording: bool,
     trust: Trust,
+    jobs: int,
     strict: bool,
     as_json: bool,
     quiet: bool,
@@ -85,6 +88,7 @@ def command(
         recipe,
         locations=locations,
         options=merge_options,
+        jobs=jobs,
         progress=lambda tensors: bar("Verifying", "tensor", quiet, tensors),
     )
     before = (*changed, *signature.of(Severity.ERROR))

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, one_line
-from mergekit_select.execution.local import PROCESS_BYTES, Outcome, Progress, adapt_threads, cores
+from mergekit_select.execution.local import PROCESS_BYTES, Outcome, Progress
 from mergekit_select.execution.request import Request
+from mergekit_select.inputs.processors import cores
 
 if TYPE_CHECKING:
     from mergekit_select.execution.job import Job
@@ -85,6 +86,7 @@ def merge_file(request: Request, name: str, folder: str) -> None:
     from mergekit_select.execution.job import opened_job
     from mergekit_select.execution.work import work
     from mergekit_select.execution.workspace import NAME
+    from mergekit_select.planner.together import share_threads
 
     node = socket.gethostname()
     for path in (request.recipe, Path(request.out, NAME, "plan.json"), folder):
@@ -92,7 +94,7 @@ def merge_file(request: Request, name: str, folder: str) -> None:
             raise UnreadableError(f"node {node} does not see {path}; every node must see recipe, models and output")
     os.chdir(folder)  # relative paths in a recipe begin here
     with opened_job(request) as job:
-        adapt_threads(job, cores())
+        share_threads(job.engine.plan.config, job.engine.plan.options, cores())
         work(job, [part for part in job.layout.parts if part.file.name == name])
 
 

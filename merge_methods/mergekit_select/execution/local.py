@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mergekit_select.errors import MergekitSelectError, PlanError
 from mergekit_select.execution.request import Request
+from mergekit_select.inputs.processors import cores
 
 if TYPE_CHECKING:
     from mergekit_select.execution.job import Job
@@ -97,6 +98,7 @@ def _merge(
     from mergekit_select.execution.finish import finish
     from mergekit_select.execution.work import forget_lost, work
     from mergekit_select.execution.workspace import WHOLE, share_lock
+    from mergekit_select.planner.together import share_threads
 
     workspace, share = job.workspace, job.request.share
     parts = job.parts()
@@ -112,7 +114,7 @@ def _merge(
     count = jobs or usable_jobs(job)
     started(job)
     if not only_finish:
-        adapt_threads(job, count)
+        share_threads(job.engine.plan.config, job.engine.plan.options, count)
         mine = {part.number for part in parts}
         while left := [part for part in job.missing() if part.number in mine]:
             work(job, left, lambda: progress(job))
@@ -160,6 +162,7 @@ def help_merge(request: Request, number: int, jobs: int | None) -> None:
     from mergekit_select.execution.job import opened_job
     from mergekit_select.execution.work import work
     from mergekit_select.execution.workspace import NAME
+    from mergekit_select.planner.together import share_threads
 
     while not Path(request.out, NAME, "plan.json").exists():
         if not parent.is_alive():
@@ -169,15 +172,10 @@ def help_merge(request: Request, number: int, jobs: int | None) -> None:
         with opened_job(request) as job:
             count = jobs or usable_jobs(job)
             if number < count:
-                adapt_threads(job, count)
+                share_threads(job.engine.plan.config, job.engine.plan.options, count)
                 work(job, job.parts(), lambda: None if parent.is_alive() else os._exit(1))
     except MergekitSelectError:
         sys.exit(1)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_jobs(job: Job) -> int:
@@ -185,15 +183,3 @@ def usable_jobs(job: Job) -> int:
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     in_memory = free // (PROCESS_BYTES + job.layout.peak)
     return max(1, min(cores(), in_memory, len(job.parts())))
-
-
-def adapt_threads(job: Job, jobs: int) -> None:
-    """Share the cores among processes, where the number of threads cannot change a bit."""
-    import torch
-
-    from mergekit_select.planner.determinism import Determinism
-
-    if job.engine.plan.options.num_threads is not None:
-        torch.set_num_threads(job.engine.plan.options.num_threads)
-    elif job.determinism is Determinism.EXACT and jobs > 1:
-        torch.set_num_threads(max(1, cores() // jobs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from mergekit_select.methods import OWN, RESAMPLING
 from mergekit_select.planner.engine import Engine
 from mergekit_select.planner.opening import opened, with_adapter_cache
 from mergekit_select.planner.plan import PlannedTensor
+from mergekit_select.planner.together import Progress, each
 from mergekit_select.selection import Drawn, drawn
 from mergekit_select.selection.slots import slots
 
@@ -102,13 +104,11 @@ class Inspection:
         return sum((tensor.tally for tensor in tensors), empty(len(self.models)))
 
 
-Progress = Callable[[Iterable[PlannedTensor]], Iterable[PlannedTensor]]
-
-
 def inspect(
     recipe: MergeConfiguration | str | Path,
     *,
     options: MergeOptions | None = None,
+    jobs: int = 1,
     progress: Progress = lambda tensors: tensors,
 ) -> Inspection:
     """Say what a recipe would select from where, and what its sub-models changed.
@@ -119,6 +119,7 @@ def inspect(
         recipe: The recipe, or its file; not modified. Of another method than this package's, only the models are
             compared.
         options: As for the merge.
+        jobs: How many processes count.
         progress: Wraps the tensors as they are gone through.
 
     Raises:
@@ -130,8 +131,8 @@ def inspect(
     with with_adapter_cache(options) as complete, opened(config, complete) as engine:
         models, bases = _models(engine.tensors)
         tallies = {}
-        for planned in progress(engine.tensors):
-            tally = _inspect(engine, planned, models)
+        answer = partial(_inspect, models=models)
+        for planned, tally in each(engine, config, complete, answer, jobs=jobs, progress=progress):
             if tally is not None:
                 tallies[planned.name] = TensorTally(planned.name, *place(planned.name), tally)
         settings = engine.tensors[0].shared if engine.tensors else {}

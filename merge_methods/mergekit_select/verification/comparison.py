@@ -36,6 +36,33 @@ class Difference:
     index: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What came of comparing one tensor.
+
+    Attributes:
+        elements: How many the output's has; 0 where it has no such tensor.
+        nbytes: Its bytes.
+        difference: In what it is not the recipe's.
+        missing: Description and digest of the recipe's, where the output has none of that name.
+    """
+
+    elements: int
+    nbytes: int
+    difference: Difference | None = None
+    missing: tuple[str, str] | None = None
+
+
+def compared(output: Output, name: str, expected: torch.Tensor | None) -> Compared | None:
+    """Compare one tensor of the output with the recipe's; None for one that the merge skips."""
+    if expected is None:
+        return None
+    if name not in output.files:
+        return Compared(0, 0, missing=(describe(expected), digest(expected)))
+    found = output.read(name)
+    return Compared(found.numel(), found.nbytes, _difference(name, expected, found))
+
+
 class Comparison:
     """Collects what differs while the recipe's tensors go by.
 
@@ -56,21 +83,19 @@ class Comparison:
         self._seen: set[str] = set()
         self._missing: list[tuple[str, str, str]] = []
 
-    def compare(self, name: str, expected: torch.Tensor | None) -> None:
-        """Compare one tensor of the output with the recipe's; None for one that the merge skips."""
-        if expected is None:
+    def add(self, name: str, result: Compared | None) -> None:
+        """Take what came of one tensor."""
+        if result is None:
             return
-        if name not in self.output.files:
-            self._missing.append((name, describe(expected), digest(expected)))
+        if result.missing is not None:
+            self._missing.append((name, *result.missing))
             return
         self._seen.add(name)
-        found = self.output.read(name)
         self.tensors += 1
-        self.parameters += found.numel()
-        self._bytes += found.nbytes
-        difference = _difference(name, expected, found)
-        if difference is not None:
-            self.differences.append(difference)
+        self.parameters += result.elements
+        self._bytes += result.nbytes
+        if result.difference is not None:
+            self.differences.append(result.difference)
 
     def finish(self) -> None:
         """Compare what is left: tensors that only one side has."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mergekit.options import MergeOptions
@@ -17,13 +18,15 @@ from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.inputs.recipe import read_recipe
 from mergekit_select.inputs.references import donor, relocated
 from mergekit_select.planner.determinism import Determinism, determinism
+from mergekit_select.planner.engine import Engine
 from mergekit_select.planner.opening import opened, with_adapter_cache
 from mergekit_select.planner.plan import PlannedTensor
+from mergekit_select.planner.together import Progress, each
 from mergekit_select.planner.vocabulary import tokenizer_source
 from mergekit_select.verification.companions import companion_problems
-from mergekit_select.verification.comparison import Comparison, Difference
+from mergekit_select.verification.comparison import Compared, Comparison, Difference, compared
 from mergekit_select.verification.config import config_problems
-from mergekit_select.verification.output import RECIPE, open_output
+from mergekit_select.verification.output import RECIPE, Output, open_output
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,18 @@ class Verification:
         return not self.problems and not self.differences
 
 
-Progress = Callable[[Iterable[PlannedTensor]], Iterable[PlannedTensor]]
-
-
 def verify(
     output: str | os.PathLike[str],
     recipe: str | os.PathLike[str] | None = None,
     *,
     locations: Mapping[str, str] | None = None,
     options: MergeOptions | None = None,
+    jobs: int = 1,
     progress: Progress = lambda tensors: tensors,
 ) -> Verification:
     """Derive every tensor of an output again from its recipe, and compare bits, names, shapes and dtypes.
 
-    One tensor and its inputs are in memory at a time. Nothing is written, except what mergekit itself
+    One tensor and its inputs are in each process's memory at a time. Nothing is written, except what mergekit itself
     downloads and caches.
 
     Args:
@@ -81,6 +82,7 @@ def verify(
         recipe: Instead of the ``mergekit_config.yml`` in that folder.
         locations: Where models of the recipe lie now; see ``inputs.references.relocated``.
         options: As for the merge.
+        jobs: How many processes derive tensors.
         progress: Wraps the tensors as they are gone through.
 
     Raises:
@@ -105,8 +107,9 @@ def verify(
         with_adapter_cache(options) as complete,
         opened(config, complete) as engine,
     ):
-        for planned in progress(engine.tensors):
-            comparison.compare(planned.name, engine.merged(planned))
+        answer = partial(_compared, output=found)
+        for planned, result in each(engine, config, complete, answer, jobs=jobs, progress=progress):
+            comparison.add(planned.name, result)
         comparison.finish()
         along_vocabulary = {t.name for t in engine.tensors if t.weight.vocabulary_axis is not None}
         in_config = config_problems(found.folder / "config.json", engine.possible_configs(), origins)
@@ -140,6 +143,10 @@ def verify(
         notes=tuple(notes),
         undecided=undecided,
     )
+
+
+def _compared(engine: Engine, planned: PlannedTensor, *, output: Output) -> Compared | None:
+    return compared(output, planned.name, engine.merged(planned))
 
 
 def _notes(method: str, kind: Determinism, differs: bool, reordered: bool) -> Findings:
