@@ -127,7 +127,7 @@ def test_made_again_by_a_stranger_and_every_change_is_named(
     maker.run("lock", "recipe.yml")
     maker.run("run", "yaml", "recipe.yml", "out", "--locked", "recipe.lock.json", "--quiet")
     maker.run("publish", "out", "you/merged", "--public", "--quiet")
-    published = hub.files("you/merged")["merge_tensors.json"]
+    published, commit = hub.files("you/merged")["merge_tensors.json"], hub.repositories["you/merged"].refs["main"]
 
     python = os.environ.get("STRANGER_PYTHON", sys.executable)
     stranger = User(tmp_path / "stranger", hub, python=python)
@@ -150,7 +150,7 @@ def test_made_again_by_a_stranger_and_every_change_is_named(
     said = stranger.run("reproduce", "you/merged", "--map", f"example/order-2={maker.folder / 'order-2'}", code=1)
     assert "error input-changed at example/order-2: model.safetensors must have the recorded sha256" in said
 
-    # A branch that moves, and one whose history is rewritten.
+    # A branch that moves.
     locked = hub.repositories["example/order-2"].refs["main"]
     moved = hub.add("example/order-2", maker.folder / "order-2")
     said = stranger.run("reproduce", "you/merged")
@@ -159,9 +159,6 @@ def test_made_again_by_a_stranger_and_every_change_is_named(
     )
     assert "SAME: all " in said
     assert "note revision-moved at example/order-2" in maker.run("lock", "recipe.yml", "--check")
-    del hub.repositories["example/order-2"].commits[locked]
-    said = stranger.run("reproduce", "you/merged", code=1)
-    assert f"error revision-gone at example/order-2: commit {locked} is not on the hub any more" in said
 
     # An edited recipe: the maker's, and the published one.
     edited = (maker.folder / "recipe.yml").read_text().replace("seed: 7", "seed: 8")
@@ -176,3 +173,10 @@ def test_made_again_by_a_stranger_and_every_change_is_named(
     hub.add("you/merged", dict(hub.files("you/merged")) | {"merge_provenance.json": record}, licence=None)
     said = stranger.run("reproduce", "you/merged", code=2)
     assert "text must have the sha256 that stands beside it" in said
+
+    # A commit that is gone, from before the record was edited.
+    del hub.repositories["example/order-2"].commits[locked]
+    said = stranger.run("reproduce", f"you/merged@{commit}", code=1)
+    assert f"error revision-gone at example/order-2: commit {locked} is not on the hub any more" in said
+    said = maker.run("lock", "recipe.yml", "--check", code=2)
+    assert f"the locked commit {locked} is not on the hub any more; give --upgrade example/order-2" in said

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.inputs.files import read_json, write_whole
+from mergekit_select.provenance.parents import parents_of, require_same_models
 from mergekit_select.provenance.statement import (
     BUILD_TYPE,
     MAJOR,
@@ -34,10 +35,14 @@ def read_document(path: Path, kind: type[Document]) -> Document:
     content = read_json(path)
     _require_version(path, content, kind)
     try:
-        return kind.model_validate(content)
+        document = kind.model_validate(content)
     except ValidationError as error:
         problem = one_line(error).replace("Value error, ", "")
         raise UnreadableError(f"{path}: {problem}; get the file again, or make it anew") from error
+    definition = document.definition if isinstance(document, Statement) else document
+    if isinstance(definition, BuildDefinition):
+        require_same_models(definition.recipe, str(path), parents_of(definition.resolved_dependencies))
+    return document
 
 
 def read_definition(path: Path) -> BuildDefinition:

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 from mergekit.common import ModelPath
 from mergekit.config import MergeConfiguration
 
+from mergekit_select import kinds
 from mergekit_select.errors import RecipeError, UnreadableError
 from mergekit_select.findings import UnusableModelError
 from mergekit_select.inputs.digests import Digests, File, folder_files, root_digest
@@ -193,6 +194,11 @@ def resolve(
     try:
         found = read_revision(path.path, kept or path.revision, cache, digests)
     except UnusableModelError as error:
+        if kept and error.kind == kinds.HUB_REVISION_GONE:
+            raise UnreadableError(
+                f"model {reference}: the locked commit {kept} is not on the hub any more; "
+                f"give --upgrade {path.path} to follow its branch"
+            ) from error
         raise UnreadableError(f"model {reference}: {error}") from error
     return Parent(reference, roles, found.commit, found.licence, found.files)
 

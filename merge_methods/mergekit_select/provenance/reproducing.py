@@ -21,7 +21,7 @@ from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.provenance.locking import recorded_options
 from mergekit_select.provenance.merging import downloaded_differences, merge
 from mergekit_select.provenance.origins import Needs, Origin, examine, needs, read_origin, require_space
-from mergekit_select.provenance.parents import configurations, located, parents_of, require_same_models
+from mergekit_select.provenance.parents import configurations, located, parents_of
 from mergekit_select.provenance.pinning import renamed
 from mergekit_select.provenance.recording import read_record, read_tensors, record
 from mergekit_select.provenance.sources import obtained
@@ -88,7 +88,6 @@ def reproduce(
     if definition.external_parameters.options.get("trust_remote_code"):
         findings.add(kinds.REMOTE_CODE_RECORDED, "options")
     parents = parents_of(definition.resolved_dependencies)
-    require_same_models(definition.recipe, target, parents)
     moved = located(definition.recipe, target, locations or {})
     names = {parent.reference: examine(parent, moved, options, digests, findings) for parent in parents}
     wanted = needs(parents, origin.tensors, options)
