@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.execution.job import Job
-from mergekit_select.execution.workspace import FINISHING, sync
+from mergekit_select.execution.workspace import FINISHING
+from mergekit_select.inputs.files import sync
 from mergekit_select.planner.companions import finish_folder
 
 _LAST = "config.json"  # without it no folder is a model

@@ -18,8 +18,8 @@ from mergekit_select import __version__
 from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.execution.layout import Layout, Part, lay_out
 from mergekit_select.execution.request import Request
-from mergekit_select.execution.workspace import PLANNING, Workspace, sync
-from mergekit_select.inputs.files import INDEXES, WEIGHTS, state
+from mergekit_select.execution.workspace import PLANNING, Workspace
+from mergekit_select.inputs.files import INDEXES, WEIGHTS, state, sync
 from mergekit_select.inputs.recipe import parse_recipe, read_text
 from mergekit_select.planner.determinism import Determinism, determinism
 from mergekit_select.planner.engine import Engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from mergekit_select.bits import describe, digest, flat_integers
 from mergekit_select.errors import PlanError
 from mergekit_select.execution.job import Job
-from mergekit_select.execution.layout import Part
-from mergekit_select.execution.workspace import part_lock, sync, writing
+from mergekit_select.execution.layout import OutputFile, Part
+from mergekit_select.execution.workspace import part_lock, writing
+from mergekit_select.inputs.files import sync
 from mergekit_select.planner.writing import WrittenTensor, expect
 
 
@@ -31,20 +32,20 @@ def work(job: Job, parts: Sequence[Part], progress: Callable[[], None] = lambda:
     Raises:
         MergekitSelectError: A tensor cannot be computed, or not be written.
     """
-    with ThreadPoolExecutor(1) as background:
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as sealer:
         before: Future[None] | None = None
         for part in parts:
             if not _claim(job, part):
                 continue
             try:
-                descriptor, digests = _write(job, part)
+                descriptor, digests = _write(job, part, writer)
             except BaseException:
                 job.workspace.release(part_lock(part.number))
                 raise
             finally:
                 if before is not None:
                     _settle(before, progress)
-            before = background.submit(_seal, job, part, descriptor, digests)
+            before = sealer.submit(_seal, job, part, descriptor, digests)
         if before is not None:
             _settle(before, progress)
 
@@ -64,30 +65,48 @@ def _claim(job: Job, part: Part) -> bool:
     return True
 
 
-def _write(job: Job, part: Part) -> tuple[int, dict[str, str]]:
-    """Compute a part and write it; return the open file, and the tensors' digests."""
+def _write(job: Job, part: Part, writer: Executor) -> tuple[int, dict[str, str]]:
+    """Compute a part and write it; return the open file, and the tensors' digests.
+
+    A tensor is hashed and written while the next one's inputs are read, where both fit into the memory that the largest
+    tensor needs anyway.
+    """
     path = job.workspace.place(part.file.name)
-    digests = {}
+    digests: dict[str, str] = {}
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    kept: Future[None] = writer.submit(lambda: None)
+    held = 0  # bytes of the tensor that is being written
     try:
         if part.tensors[0] is part.file.tensors[0]:
             with writing(path):
                 _put(descriptor, memoryview(part.file.header), 0)
-        following = [*part.tensors[1:], None]
-        for tensor, after in zip(part.tensors, following, strict=True):
+        for tensor, after in zip(part.tensors, [*part.tensors[1:], None], strict=True):
             if after is not None:
                 expect(after.planned)
+            if held + tensor.read + tensor.stored.nbytes > job.layout.peak:
+                kept.result()
             result = _computed(job, tensor)
-            digests[tensor.planned.name] = digest(result)
-            with writing(path):
-                data = flat_integers(result).view(torch.uint8).numpy().data
-                _put(descriptor, data, part.file.starts[tensor.planned.name])
+            kept.result()
+            kept = writer.submit(_keep, result, part.file, tensor.planned.name, descriptor, path, digests)
+            held = result.nbytes
+            del result  # or it would stay until the next one is computed
+        kept.result()
         job.check_inputs()
     except BaseException:
+        wait([kept])
         os.close(descriptor)
         raise
     return descriptor, digests
+
+
+def _keep(
+    result: torch.Tensor, file: OutputFile, name: str, descriptor: int, path: Path, digests: dict[str, str]
+) -> None:
+    """Hash a tensor and write it to its place."""
+    digests[name] = digest(result)
+    with writing(path):
+        _put(descriptor, flat_integers(result).view(torch.uint8).numpy().data, file.starts[name])
 
 
 def _computed(job: Job, tensor: WrittenTensor) -> torch.Tensor:

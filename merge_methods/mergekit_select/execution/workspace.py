@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_select.errors import UnreadableError
-from mergekit_select.inputs.files import read_json
+from mergekit_select.inputs.files import read_json, sync, write_whole
 
 NAME = ".merge"
 # Bytes of the lock file, each of which is locked for something. No byte needs to be there to be locked, and the system
@@ -98,7 +98,7 @@ class Workspace:
         with writing(self._plan):
             self.files.mkdir(exist_ok=True)
             self._records.mkdir(exist_ok=True)
-            _write_durably(self._plan, json.dumps(plan, indent=1))
+            write_whole(self._plan, json.dumps(plan, indent=1), durably=True)
             sync(self.out)
 
     def recorded(self) -> set[int]:
@@ -112,7 +112,7 @@ class Workspace:
         """Record that a part is done, once its bytes are on the disk."""
         path = self._record(number)
         with writing(path):
-            _write_durably(path, json.dumps({"plan_id": plan_id, "tensors": digests}, indent=1))
+            write_whole(path, json.dumps({"plan_id": plan_id, "tensors": digests}, indent=1), durably=True)
 
     def digests(self, number: int) -> dict[str, str]:
         """Return the digests of a recorded part's tensors."""
@@ -142,7 +142,7 @@ class Workspace:
     def close_work(self, digests: Mapping[str, str]) -> None:
         """Say that all is in place, leave plan and digests, and remove the rest."""
         with writing(self._digests):
-            _write_durably(self._digests, json.dumps(digests, indent=1))
+            write_whole(self._digests, json.dumps(digests, indent=1), durably=True)
         for folder in (self._records, self.files, self.staging, self.union):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -170,23 +170,3 @@ def writing(path: Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
-
-
-def _write_durably(path: Path, content: str) -> None:
-    """Write a file so that after a power cut it is whole or not there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file's bytes, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -112,6 +112,8 @@ def merge(text: str, place: str, out: Path, options: MergeOptions) -> None:
         PlanError: mergekit refuses the merge.
     """
     merges = configurations(text, place)
+    if len(merges) > 1 and None not in dict(merges):
+        raise PlanError(f"{place} must have a merge without a name, which is the one to make; make it anew")
     try:
         with isolated(options):
             if len(merges) == 1:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_select import kinds
@@ -20,7 +18,7 @@ from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.inputs.recipe import read_recipe
 from mergekit_select.inputs.references import donor, references, relocated
 from mergekit_select.planner.determinism import Determinism, determinism
-from mergekit_select.planner.opening import opened
+from mergekit_select.planner.opening import opened, with_adapter_cache
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.planner.vocabulary import tokenizer_source
 from mergekit_select.verification.companions import companion_problems
@@ -112,9 +110,11 @@ def verify(
             before |= {} if part is None else _states(part.path)
     comparison = Comparison(found)
     union = tokenizer_source(config) == "union"
-    with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergekit-select-"))
-        engine = stack.enter_context(opened(config, _adapters_anew(config, options, stack)))
+    with (
+        tempfile.TemporaryDirectory(prefix="mergekit-select-") as scratch,
+        with_adapter_cache(options) as complete,
+        opened(config, complete) as engine,
+    ):
         for planned in progress(engine.tensors):
             comparison.compare(planned.name, engine.merged(planned))
         comparison.finish()
@@ -161,19 +161,6 @@ def _states(folder: str | os.PathLike[str]) -> dict[Path, list[int]]:
         return {path: state(path) for path in Path(folder).iterdir() if path.is_file()}
     except OSError:  # whoever reads it says why
         return {}
-
-
-def _adapters_anew(config: MergeConfiguration, options: MergeOptions | None, stack: ExitStack) -> MergeOptions:
-    """Return options by which adapters are merged anew: what lies in the cache may be of earlier models."""
-    options = options or MergeOptions()
-    if all(reference.lora is None for _, reference in references(config)):
-        return options
-    cache = options.lora_merge_cache
-    try:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergekit-select-", dir=cache))
-    except OSError as error:
-        raise UnreadableError(f"cannot write to the LoRA merge cache {cache}: {error.strerror}") from error
-    return options.model_copy(update={"lora_merge_cache": folder})
 
 
 def _notes(method: str, kind: Determinism, differs: bool, reordered: bool) -> Findings:
