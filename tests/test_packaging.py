@@ -212,7 +212,17 @@ def test_building_asks_no_network(checkout: Path, wheel: Path, tmp_path: Path) -
         alone = []
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
-    command = [*alone, sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", tmp_path, checkout]
+    command: list[str | Path] = [
+        *alone,
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        *options,
+        "--wheel-dir",
+        tmp_path,
+        checkout,
+    ]
     run(command, tmp_path, **nowhere)
     (again,) = tmp_path.glob("*.whl")
     assert contents(again) == contents(wheel)
