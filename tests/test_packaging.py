@@ -153,6 +153,14 @@ def test_startup_files_come_through_unchanged(wheel: Path) -> None:
         assert files[name] == (SOURCE.parent / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", sorted(STARTUP))
+def test_security_md_prints_the_startup_files(name: str, wheel: Path) -> None:
+    _, _, rest = (ROOT / "SECURITY.md").read_text("utf-8").partition(f"This is `{name}`:")
+    printed = rest.split("```\n")[1]
+    assert contents(wheel)[name].decode() == printed
+    assert printed.count("\n") == 3
+
+
 def test_metadata(wheel: Path) -> None:
     files = contents(wheel)
     texts = {
@@ -179,6 +187,44 @@ def test_source_distribution_gives_the_same_wheel(
     assert archive.name == f"{distribution(wheel)}.tar.gz"
     again = build("wheel", archive, tmp_path_factory.mktemp("wheel"))
     assert again.name == wheel.name
+    assert contents(again) == contents(wheel)
+
+
+@pytest.mark.parametrize("command", ["wheel", "sdist"])
+def test_two_builds_are_one_digest(command: str, checkout: Path, tmp_path: Path) -> None:
+    """In another folder, from files of other times, in another time zone."""
+    other = tmp_path / "another place" / "checkout"
+    shutil.copytree(checkout, other)
+    for number, path in enumerate(sorted(other.rglob("*"))):
+        os.utime(path, (10**9 + number, 10**9 + number))
+    built = []
+    for number, source in enumerate((checkout, other)):
+        (tmp_path / str(number)).mkdir()
+        built.append(build(command, source, tmp_path / str(number), TZ="UTC" if number else "Asia/Tokyo"))
+    assert built[0].name == built[1].name
+    assert built[0].read_bytes() == built[1].read_bytes()
+
+
+def test_building_asks_no_network(checkout: Path, wheel: Path, tmp_path: Path) -> None:
+    """In a network without devices, where the system allows one; everywhere with a proxy that is not there."""
+    alone = ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        alone = []
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    command: list[str | Path] = [
+        *alone,
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        *options,
+        "--wheel-dir",
+        tmp_path,
+        checkout,
+    ]
+    run(command, tmp_path, **nowhere)
+    (again,) = tmp_path.glob("*.whl")
     assert contents(again) == contents(wheel)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from mergekit_select.bits import digest
+from mergekit_select.execution import local
 from tests.provenance.hub_server import TOKEN, Hub
 from tests.support.checkpoints import copied, tensors_of
 from tests.support.commands import invoke, one_line
@@ -69,6 +71,37 @@ def test_a_merge_of_hub_models_records_commits_files_and_tensors(published: Hub)
     assert "bits: " in ran.stdout
     Path("out/tokenizer.json").unlink()
     assert "changed: tokenizer.json: is recorded and not there" in invoke("verify", "out").stdout
+
+
+def test_a_forged_record_cannot_move_a_commit_that_the_recipe_names(published: Hub) -> None:
+    first = published.repositories["org/sub-1"].refs["main"]
+    text = Path("r.yml").read_text().replace("org/sub-1@main", f"org/sub-1@{first}")
+    Path("r.yml").write_text(text)
+    assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
+    published.add("org/sub-1", small_family().subs[2])
+    second = published.repositories["org/sub-1"].refs["main"]
+    record = Path("out/merge_provenance.json")
+    statement = json.loads(record.read_text())
+    for entry in statement["predicate"]["buildDefinition"]["resolvedDependencies"]:
+        entry["uri"] = entry["uri"].replace(f"org/sub-1@{first}", f"org/sub-1@{second}")
+        if entry["uri"].endswith(second):
+            entry["digest"] = {"gitCommit": second}
+    record.write_text(json.dumps(statement))
+    one_line(invoke("verify", "out"), 2, "must be at the commit that the recipe names")
+
+
+def test_an_input_that_changes_between_merge_and_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = small_family().copied(tmp_path / "models")
+    written(tmp_path / "r.yml", family.recipe())
+
+    def merged(*arguments: Any, do: Any = local.merge, **options: Any) -> Any:
+        flip(family.subs[0] / "model.safetensors")
+        return do(*arguments, **options)
+
+    monkeypatch.setattr(local, "merge", merged)
+    one_line(invoke("merge", tmp_path / "r.yml", tmp_path / "out", "--jobs", 1), 2, "has changed while it was read")
+    assert (tmp_path / "out" / "config.json").exists()
+    assert not (tmp_path / "out" / "merge_provenance.json").exists()
 
 
 def test_locked_takes_the_commits_of_the_lock(published: Hub) -> None:

@@ -19,7 +19,7 @@ from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.execution.layout import Layout, Part, lay_out
 from mergekit_select.execution.request import Request
 from mergekit_select.execution.workspace import PLANNING, Workspace
-from mergekit_select.inputs.files import INDEXES, WEIGHTS, sync
+from mergekit_select.inputs.files import INDEXES, WEIGHTS, state, sync
 from mergekit_select.inputs.recipe import parse_recipe, read_text
 from mergekit_select.planner.determinism import Determinism, determinism
 from mergekit_select.planner.engine import Engine
@@ -96,7 +96,7 @@ class Job:
             UnreadableError: One has changed.
         """
         for path, identity in self.inputs.items():
-            if _identity(path) != identity:
+            if state(path) != identity:
                 raise UnreadableError(f"{path} has changed during the merge: its size or one of its times is another")
 
 
@@ -130,7 +130,7 @@ def opened_job(request: Request) -> Iterator[Job]:
         if not tensors:
             raise PlanError(f"the recipe {request.recipe} makes no tensor")
         layout = lay_out(tensors, options.out_shard_size)
-        inputs = {str(path): _identity(str(path)) for path in input_files()}
+        inputs = {str(path): state(path) for path in input_files()}
         plan = _describe(recipe, options, layout, inputs)
         if before is None:
             before = workspace.read_plan()  # another process may have had the lock first
@@ -202,12 +202,3 @@ def _difference(before: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
                 change = "has changed since" if part == "inputs" else f"was {old.get(name)}, is {new.get(name)}"
                 return f"{what} {name} {change}"
     return "its tensors are others"
-
-
-def _identity(path: str) -> list[int]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
-    # Copying tools restore the time of modification; nothing restores the time of change.
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

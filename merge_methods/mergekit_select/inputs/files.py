@@ -53,12 +53,28 @@ def read_json(path: Path) -> dict[str, Any]:
         UnreadableError: The file cannot be read, is larger, is no JSON, or holds something else.
     """
     try:
-        value = json.loads(read_file(path, MOST_JSON_BYTES))
+        # As transformers decodes it; from bytes, json would read a byte order mark and UTF-16 too.
+        value = json.loads(read_file(path, MOST_JSON_BYTES).decode())
     except (ValueError, RecursionError) as error:
         raise UnreadableError(f"{path} must be JSON, and is not: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise UnreadableError(f"{path} must hold a JSON object, and holds {type(value).__name__}")
     return value
+
+
+def state(path: str | os.PathLike[str]) -> list[int]:
+    """Return what changes when a file does: its size, and its times of modification and of change.
+
+    Copying tools restore the time of modification; nothing restores the time of change.
+
+    Raises:
+        UnreadableError: There is no such file.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UnreadableError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def require_readable(folder: Path) -> None:

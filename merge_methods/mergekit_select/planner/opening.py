@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
-from mergekit_select.errors import UnreadableError
+from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.inputs.checkpoint import read_header
 from mergekit_select.inputs.files import require_readable
 from mergekit_select.inputs.hub import require_repository
@@ -54,13 +54,23 @@ def opened(config: MergeConfiguration, options: MergeOptions | None = None) -> I
 
 @contextmanager
 def with_adapter_cache(options: MergeOptions | None) -> Iterator[MergeOptions]:
-    """Give a block options with a folder for merged adapters, one of its own where they name none.
+    """Give a block options with an empty folder for merged adapters, within the one that they name if they name one.
 
-    What lies in a folder from earlier may be of other adapters.
+    mergekit takes what lies in a folder from earlier, which may be of other adapters.
+
+    Raises:
+        UnreadableError: The folder cannot be made.
     """
     options = options or MergeOptions()
-    with tempfile.TemporaryDirectory(prefix="mergekit-select-") as folder:
-        yield options.model_copy(update={"lora_merge_cache": options.lora_merge_cache or folder})
+    cache = options.lora_merge_cache
+    with ExitStack() as stack:
+        try:
+            if cache is not None:
+                os.makedirs(cache, exist_ok=True)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergekit-select-", dir=cache))
+        except OSError as error:
+            raise UnreadableError(f"cannot write to the LoRA merge cache: {one_line(error)}") from error
+        yield options.model_copy(update={"lora_merge_cache": folder})
 
 
 def _plan(config: MergeConfiguration, options: MergeOptions, cache: LoaderCache) -> Plan:

@@ -15,7 +15,7 @@ from mergekit_select import kinds
 from mergekit_select.errors import RecipeError, UnreadableError
 from mergekit_select.findings import UnusableModelError
 from mergekit_select.inputs.digests import Digests, File, folder_files, root_digest
-from mergekit_select.inputs.hub import is_hub_id, licence_of, read_revision
+from mergekit_select.inputs.hub import is_hub_id, is_pinned, licence_of, read_revision
 from mergekit_select.inputs.recipe import parse_recipes, validated
 from mergekit_select.inputs.references import is_local, references, relocated
 from mergekit_select.provenance.statement import MOST_BYTES, Resource
@@ -103,6 +103,8 @@ def _parent(head: Resource, files: tuple[File, ...]) -> Parent:
     parent = Parent(reference, tuple(map(str, roles)), commit, licence if isinstance(licence, str) else None, files)
     if parent.uri != uri or len({file.path for file in files}) != len(files):
         raise UnreadableError(f"resolvedDependencies: {uri} must be of the model {reference!r}, each file once")
+    if commit is not None and is_pinned(parent.revision) and parent.revision != commit:
+        raise UnreadableError(f"resolvedDependencies: {uri} must be at the commit that the recipe names, {reference}")
     if commit is None and head.digest != {"sha256": _root(files)}:
         raise UnreadableError(f"resolvedDependencies: {uri} must have the digest of its files, got {head.digest}")
     return parent

@@ -94,4 +94,5 @@ def _as_loaded(found: Mapping[str, Path], folder: Path, differing: dict[str, str
             except Exception as error:  # each class of tokenizer has errors of its own
                 return dict.fromkeys(differing, f"transformers cannot load the tokenizer: {one_line(error)}")
             written.append({name: (target / name).read_bytes() for name in _names(target)})
-    return {} if written[0] == written[1] else differing
+    same = written[0].keys() if written[0] == written[1] else ()
+    return {name: problem for name, problem in differing.items() if name not in same}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ _OBEYED_KEYS = frozenset(
 )
 _CODE_KEYS = ("auto_map", "custom_pipelines")  # what they name is REPOSITORY--MODULE.CLASS once it was on a hub
 _ABSENT = object()
+# Models whose tokenizer transformers 5 patches where this key of tokenizer_config.json is set and config.json is older.
+_PATCH = "fix_mistral_regex"
+_PATCHED = frozenset({"ministral", "mistral", "mistral3", "pixtral", "voxtral"})
 
 
 def config_problems(path: Path, possible: Iterable[PretrainedConfig], origins: Collection[str]) -> Findings:
@@ -50,7 +54,9 @@ def config_problems(path: Path, possible: Iterable[PretrainedConfig], origins: C
     if not path.exists():
         return Findings()
     content = _normal(read_json(path), origins)
-    return min((_compare(path.name, content, expected) for expected in possible), key=len)
+    tokenizer = path.with_name("tokenizer_config.json")
+    patched = content.get("model_type") in _PATCHED and tokenizer.exists() and read_json(tokenizer).get(_PATCH)
+    return min((_compare(path.name, content, expected, bool(patched)) for expected in possible), key=len)
 
 
 def _normal(content: dict[str, Any], origins: Collection[str] | None = None) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def _local_code(value: Any, origins: Collection[str] | None) -> Any:
     return [_local_code(item, origins) for item in value] if isinstance(value, list) else value
 
 
-def _compare(file: str, content: dict[str, Any], expected: PretrainedConfig) -> Findings:
+def _compare(file: str, content: dict[str, Any], expected: PretrainedConfig, patched: bool) -> Findings:
     problems = Findings()
     # As save_pretrained writes it.
     written: dict[str, Any] = _normal(json.loads(expected.to_json_string()))
@@ -91,9 +97,14 @@ def _compare(file: str, content: dict[str, Any], expected: PretrainedConfig) -> 
             return problems
     if other_version:
         # Versions of transformers write other keys for the same: what both know of is compared as this one reads it.
+        # None is what transformers takes for a key that is not there.
+        read = {key: value for key, value in read.items() if key in full or value is not None}
         read["model_type"] = content.get("model_type", _ABSENT)  # that of the class, whatever the file says
         obeyed = {key: content[key] for key in _OBEYED_KEYS & content.keys()}
         differences = [*_compare_objects(full, {**read, **obeyed}, None)]
+        if patched and _before_5(content) != _before_5(written):
+            key = "transformers_version"
+            differences.append((key, written[key], content.get(key, _ABSENT)))
     for difference in differences:
         problems.add(kinds.FILES_DISAGREE, file, problem=_text(*difference))
     return problems
@@ -107,7 +118,7 @@ def _compare_objects(
     Args:
         expected: One.
         found: The other.
-        defaults: Values that only ``found`` may give; None to compare the keys that both have.
+        defaults: Values that only ``found`` may give; None for a config as transformers read it.
         place: What precedes the keys.
 
     Yields:
@@ -122,12 +133,17 @@ def _compare_objects(
             yield from _compare_objects(left, right, below, f"{place}{key}.")
             continue
         if key not in expected or key not in found:
-            if defaults is None and (key not in _OBEYED_KEYS or not right):
+            if defaults is None and right in ({}, []) and key not in expected:
                 continue
             if defaults is not None and key in found and defaults.get(key, _ABSENT) == right:
                 continue
         if left != right:
             yield f"{place}{key}", left, right
+
+
+def _before_5(config: dict[str, Any]) -> bool:
+    found = re.match(r"\d+", str(config.get("transformers_version", "")))
+    return found is None or int(found[0]) < 5
 
 
 def _text(key: str, expected: object, found: object) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 from mergekit.options import MergeOptions
 
 from mergekit_select import kinds
-from mergekit_select.errors import one_line
+from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Finding, Findings, finding
+from mergekit_select.inputs.files import state
 from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.inputs.recipe import read_recipe
-from mergekit_select.inputs.references import donor, relocated
+from mergekit_select.inputs.references import donor, references, relocated
 from mergekit_select.planner.determinism import Determinism, determinism
 from mergekit_select.planner.engine import Engine
 from mergekit_select.planner.opening import opened, with_adapter_cache
@@ -90,6 +91,7 @@ def verify(
         PlanError: mergekit refuses the merge.
         MergekitSelectError: A parameter breaks its rule.
     """
+    before = _states(output)
     found = open_output(output)
     path = Path(recipe) if recipe is not None else found.folder / RECIPE
     if recipe is None and not path.exists():
@@ -100,6 +102,14 @@ def verify(
     origins = {model.model.path for model in ([known] if known else config.referenced_models())}
     if locations:
         config = relocated(config, locations)
+    for _, reference in references(config):
+        if os.path.isdir(reference.model.path) and os.path.samefile(reference.model.path, found.folder):
+            raise UnreadableError(
+                f"the recipe names the output itself as a model, {reference}: it cannot be derived from itself; "
+                f"give --map where that model lies now"
+            )
+        for part in (reference.model, reference.lora):
+            before |= {} if part is None else _states(part.path)
     comparison = Comparison(found)
     union = tokenizer_source(config) == "union"
     with (
@@ -115,6 +125,9 @@ def verify(
         in_config = config_problems(found.folder / "config.json", engine.possible_configs(), origins)
         companions = dict(engine.possible_companions(Path(scratch)))
         beside = companion_problems(found.folder, companions, engine.plan.tokenizer is not None, union)
+        for file, state_before in before.items():
+            if state(file) != state_before:
+                raise UnreadableError(f"{file} has changed while it was verified; verify again")
     problems = (*found.problems, *in_config, *comparison.problems, *beside)
     kind = determinism(config.merge_method)
     differing = {difference.tensor for difference in comparison.differences}
@@ -147,6 +160,14 @@ def verify(
 
 def _compared(engine: Engine, planned: PlannedTensor, *, output: Output) -> Compared | None:
     return compared(output, planned.name, engine.merged(planned))
+
+
+def _states(folder: str | os.PathLike[str]) -> dict[Path, list[int]]:
+    """Return the states of a local folder's files; nothing of a model on a hub, whose files have digests for names."""
+    try:
+        return {path: state(path) for path in Path(folder).iterdir() if path.is_file()}
+    except OSError:  # whoever reads it says why
+        return {}
 
 
 def _notes(method: str, kind: Determinism, differs: bool, reordered: bool) -> Findings:
