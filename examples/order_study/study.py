@@ -38,9 +38,7 @@ def run_study(study: Study, root: Path, report: Report, jobs: int = 1) -> result
         StudyError: The folder is someone else's, something is missing, or a rule of the data or of a model is broken.
     """
     if importlib.util.find_spec("matplotlib") is None:  # before anything is trained, not hours later
-        raise StudyError(
-            "figures are drawn by matplotlib, which is not installed: pip install 'mergekit-select[study]'"
-        )
+        raise StudyError("figures are drawn by matplotlib, which is not installed: pip install '.[study]'")
     parallel.quieten()
     _claim(study, root, report)
     report(check_space(study, root, jobs))

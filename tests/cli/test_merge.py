@@ -29,6 +29,16 @@ def test_shares_then_the_whole(recipe: Path, tmp_path: Path) -> None:
     assert verify(out).same
 
 
+def test_finish(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("merge", recipe, out, "--out-shard-size", "4000", "--quiet")
+    assert invoke(*arguments, "--shard", "1/2").exit_code == 0
+    one_line(invoke(*arguments, "--finish"), 1, "cannot be finished: ")
+    assert invoke(*arguments, "--shard", "2/2").exit_code == 0  # the last share finishes by itself
+    assert invoke(*arguments, "--finish").exit_code == 0
+    assert verify(out).same
+
+
 def test_stopped_for_another_command(recipe: Path, tmp_path: Path) -> None:
     invoke("merge", recipe, tmp_path / "out", "--jobs", "1", "--out-shard-size", "4000", "--shard", "1/2")
     again = invoke("merge", recipe, tmp_path / "out", "--jobs", "1")

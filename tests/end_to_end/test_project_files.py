@@ -36,6 +36,18 @@ def test_every_action_of_the_workflows_is_pinned_to_a_commit() -> None:
             assert action.startswith("./") or re.search(r"@[0-9a-f]{40}$", action), f"{workflow.name}: {action}"
 
 
+def test_hooks_before_a_commit_run_the_pinned_tools() -> None:
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    versions = {
+        hook["repo"].rsplit("/", 1)[1].removesuffix("-pre-commit"): hook["rev"].removeprefix("v")
+        for hook in hooks
+        if hook["repo"] != "local"  # mypy, from the environment that the pins made
+    }
+    versions.pop("actionlint")  # a Go program
+    assert versions == {name: pins[name] for name in ("ruff", "codespell", "zizmor")}
+
+
 def test_every_make_target_that_the_contributors_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = re.findall(r"`make ([a-z ]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,51 +10,34 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from mergekit_select.cli import main
 from tests.support.checkpoints import copied
 from tests.support.models import small_family
+from tests.support.pages import ROOT, blocks, commands, typed
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+PAGE = "docs/quickstart.md"
 
 
 def test_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, trained in zip(("base", "order-1", "order-2", "order-3"), small_family().everyone, strict=True):
         copied(trained, tmp_path / "models" / name)
-    (recipe,) = blocks("yaml")
+    (recipe,) = blocks(PAGE, "yaml")
     Path("select.yml").write_text(recipe, encoding="utf-8")
-    answers = {}
-    for command in blocks("sh"):
-        program, *arguments = shlex.split(command)
-        if program == "mergekit-select":
-            result = CliRunner().invoke(main, arguments)
-            assert result.exit_code == 0, result.output
-            answers[arguments[0]] = result.stdout
-        elif program == "mergekit-yaml":
-            start = "import mergekit_select.methods; from mergekit.scripts.run_yaml import main; main()"
-            subprocess.run([sys.executable, "-c", start, *arguments], check=True, capture_output=True, text=True)
-        else:
-            assert command == "pip install .\n"
-    assert answers.keys() == {"check", "verify", "inspect"}
-    assert answers["check"].splitlines()[-1].startswith("this merge would work")
-    assert answers["verify"].startswith("SAME")
+    install, *others = commands(PAGE)
+    assert install == "pip install ."
+    checked, _, verified, _ = map(typed, others)
+    assert checked.splitlines()[-1].startswith("this merge would work: 0 errors, ")
+    assert verified.startswith("SAME")
 
 
 def test_the_quickstart_and_the_readme_name_the_same_models() -> None:
-    written = [yaml.safe_load(block)["models"] for block in blocks("yaml")]
+    written = [yaml.safe_load(block)["models"] for block in blocks(PAGE, "yaml")]
     assert written == [yaml.safe_load((ROOT / "recipes" / "select.yml").read_text())["models"]]
 
 
 def test_the_example_on_the_python_page() -> None:
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (code,) = blocks("docs/api.md", "python")
     names: dict[str, Any] = {}
     exec(f"import mergekit_select.methods\n{code}", names)
     assert names["merged"].keys() == {"weight", "bias"}

@@ -20,7 +20,7 @@ PTH = INSTALLED / "mergekit_select.pth"
 START = INSTALLED / "mergekit_select.start"
 
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
-PYPROJECT, MODULE, RECIPE, PROGRAM, PRINTED, WARNING, IMPORT = (text for _, text in BLOCKS)
+PYPROJECT, MODULE, RECIPE, PROGRAM, PRINTED, WARNING, _, IMPORT = (text for _, text in BLOCKS)
 
 STAND_IN = """
 class Spec:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from click.testing import CliRunner
 
-from mergekit_select.cli import main
+from tests.support.pages import blocks, commands, typed
 
 pytest.importorskip("datasets")
 transformers = pytest.importorskip("transformers", minversion="5")
 
-PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+PAGE = "docs/training.md"
 ORDERS = (1000, 2000, 3000)
 WORDS = [f"w{number}" for number in range(60)]
-
-
-def blocks(section: str, language: str) -> list[str]:
-    """Return the code blocks of one section of the page."""
-    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,21 +76,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(code: str) -> None:
     """Execute a block of the page; what it prints is of no interest."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        exec(compile(code, str(PAGE), "exec"), {})
+        exec(compile(code, PAGE, "exec"), {})
 
 
 def inspected(recipe: Path) -> dict[str, Any]:
     """Return the report of ``mergekit-select inspect``."""
-    result = CliRunner().invoke(main, ["inspect", str(recipe), "--json", "--quiet"])
-    assert result.exit_code == 0, result.output
-    report: dict[str, Any] = json.loads(result.stdout)
+    report: dict[str, Any] = json.loads(typed(f"mergekit-select inspect {recipe} --json --quiet"))
     return report
 
 
 def looks_as_promised(folder: Path) -> None:
     """Check what the page's last section says of ``inspect`` for the sub-models in ./models."""
     recipe = folder / "orders.yml"
-    recipe.write_text(blocks("Look at what you have", "yaml")[0], encoding="utf-8")
+    recipe.write_text(blocks(PAGE, "yaml", "Look at them and merge them")[0], encoding="utf-8")
     report = inspected(recipe)
     distances = report["total"]["norms"]["task_vector"]
     assert min(distances) > 0
@@ -117,22 +106,24 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def test_the_script_for_transformers(folder: Path) -> None:
-    run(blocks("transformers Trainer", "python")[0])
+    run(blocks(PAGE, "python", "transformers Trainer")[0])
     assert {value.dtype for value in weights(1000).values()} == {torch.bfloat16}
     looks_as_promised(folder)
 
 
-def test_the_script_for_trl(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trl = pytest.importorskip("trl", minversion="1.0")
-    # TRL's default is bf16 arithmetic, which it refuses without an accelerator unless it is told to use the processor.
-    monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, use_cpu=True))
-    run(blocks("TRL SFTTrainer", "python")[0])
+def test_the_script_for_trl(folder: Path) -> None:
+    pytest.importorskip("trl", minversion="1.0")
+    run(blocks(PAGE, "python", "TRL SFTTrainer")[0])
     assert {value.dtype for value in weights(1000).values()} == {torch.bfloat16}
     looks_as_promised(folder)
+    _, *merging = commands(PAGE)  # the first is torchtune's
+    checked, _, _, verified = map(typed, merging)
+    assert checked.splitlines()[-1].startswith("this merge would work: 0 errors, ")
+    assert verified.startswith("SAME")
 
 
 def test_the_script_that_shuffles_files(folder: Path) -> None:
-    run(blocks("Any other trainer", "python")[0])
+    run(blocks(PAGE, "python", "Any other trainer")[0])
     samples = Path("train.jsonl").read_text().splitlines()
     shuffled = [Path(f"train-{order}.jsonl").read_text().splitlines() for order in ORDERS]
     assert all(sorted(lines) == sorted(samples) for lines in shuffled)
@@ -141,7 +132,7 @@ def test_the_script_that_shuffles_files(folder: Path) -> None:
 
 def test_the_script_that_makes_a_first_adapter(folder: Path) -> None:
     pytest.importorskip("peft")
-    code = blocks("LoRA", "python")[0]
+    code = blocks(PAGE, "python", "LoRA")[0]
     found = []
     for _ in range(2):
         run(code)

@@ -84,7 +84,7 @@ def read_hub(source: HubDataset, split: str) -> list[Record]:
     except ImportError as error:
         raise StudyError(
             f"the data set {source.id} is loaded by the package datasets, which cannot be imported ({error}): "
-            "pip install 'mergekit-select[study]', or name JSON lines by path"
+            "pip install '.[study]', or name JSON lines by path"
         ) from error
     try:
         rows = datasets.load_dataset(source.id, source.name, revision=source.revision, split=split)

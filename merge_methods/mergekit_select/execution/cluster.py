@@ -101,7 +101,7 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise PlanError("--ray needs Ray; install it with: pip install 'mergekit-select[ray]'") from error
+        raise PlanError("--ray needs Ray; install it with: pip install 'ray>=2.9,<3'") from error
     options: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if ray.is_initialized():
         yield ray

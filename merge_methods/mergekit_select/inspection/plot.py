@@ -31,8 +31,7 @@ def require(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        remedy = "install it with: pip install 'mergekit-select[plot]'"
-        raise UnreadableError(f"--plot needs matplotlib; {remedy}") from error
+        raise UnreadableError("--plot needs matplotlib; install it with: pip install matplotlib") from error
     if path.suffix.lower() not in _SUFFIXES:
         raise UnreadableError(f"--plot must name a file that ends in .png, .svg or .pdf, got {str(path)!r}")
     if path.is_dir() or not path.parent.is_dir():
