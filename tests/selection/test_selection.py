@@ -211,6 +211,11 @@ def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large: Large,
             "weights must be one per tensor: got 1 for 2 tensors",
         ),
         (
+            lambda t: select([t, t], weights=[1, 2, 3]),
+            ParameterError,
+            "weights must be one per tensor: got 3 for 2 tensors",
+        ),
+        (
             lambda t: resample([t], t, rounds=0),
             ParameterError,
             "rounds must be at least 1, got 0; leave it out to redraw until the value differs",

@@ -263,6 +263,16 @@ def test_the_environment_chooses_the_kernel(name: str, monkeypatch: pytest.Monke
     assert kernel_name() == name
 
 
+@compiled
+def test_the_compiled_kernel_works_on_processors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MERGEKIT_SELECT_KERNEL", raising=False)
+    devices = []
+    monkeypatch.setattr(kernel_c, "merge", lambda _selection, out, _limits: devices.append(out.device.type))
+    select([torch.zeros(3)])
+    assert select([torch.zeros(3, device="meta")]).device.type == "meta"
+    assert devices == ["cpu"]
+
+
 def test_an_unknown_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERGEKIT_SELECT_KERNEL", "cuda")
     with pytest.raises(ParameterError) as raised:
