@@ -349,6 +349,8 @@ REVISION_MOVED = _note("revision-moved",
 LOCAL_BEFORE_HUB = _warning("local-before-hub",
     "mergekit takes the folder {path} below the current one before the hub's model, and drops a revision",
     "write ./{path} if the folder is meant, or run elsewhere")
+HUB_HIDDEN = _error("local-before-hub",
+    "mergekit would take the folder {path} below the current one instead of the hub's model", "run elsewhere")
 VERSION_DIFFERS = _note("version-differs", "made with {package} {expected}")
 NOT_RECORDED = _warning("not-recorded",
     "{what} cannot be known: this model comes without merge_provenance.json",
@@ -358,6 +360,14 @@ REMOTE_CODE_RECORDED = _error("remote-code",
     "merge with mergekit-yaml if you have read that code")
 FOLDER_CHANGED = _error("changed", "must have the recorded sha256 {expected}", "restore the file, or merge again")
 FOLDER_LACKS = _error("changed", "is recorded and not there", "restore the file, or merge again")
+SIGNATURE_WRONG = _error("signature",
+    "must be of these files and verify with {who}: {problem}", "get the model again, or ask whoever signed it")
+SIGNATURE_MISSING = _error("signature", "must be there and verify with {who}", "ask whoever published it for one")
+SIGNATURE_UNCHECKED = _warning("signature-unchecked",
+    "the folder is signed, and whose signature to expect was not said: it was not checked",
+    "give --public-key, or --identity and --identity-provider")
+SIGNATURE_OLD = _error("signature",
+    "the card is written anew, and a signature made before does not hold", "give --sign or --signing-key, or remove it")
 LICENCE_FORBIDS = _error("licence",
     "{licence} forbids publishing what is made from the model", "ask the model's owners")
 LICENCE_UNKNOWN = _warning("licence", "what {licence} allows is not known here", "read it before you publish")

@@ -35,6 +35,8 @@ def mute_hub() -> Iterator[str]:
         (KeyboardInterrupt(), 130, "interrupted; there is no answer"),
         (SystemExit(0), 70, "ended the process with sys.exit(0), and there is no answer"),
         (SystemExit("\x1b"), 70, "there is no answer"),
+        (PermissionError(13, "Permission denied", "models/\x1b"), 2, "Error: Permission denied: models/\\x1b"),
+        (OSError("of a package"), 70, "OSError: of a package. This is a bug"),
         (MemoryError(), 70, "not enough memory"),
         (RecursionError("deep"), 70, "RecursionError: deep. This is a bug"),
         (TypeError("\x1b"), 70, "TypeError: \\x1b. This is a bug"),

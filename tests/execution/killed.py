@@ -48,6 +48,7 @@ def count_calls(act: Callable[[int], None]) -> None:
         (os, "unlink"),
         (Path, "write_text"),
         (shutil, "rmtree"),
+        (shutil, "copyfile"),
     ]:
         setattr(owner, name, wrapped(getattr(owner, name)))
 

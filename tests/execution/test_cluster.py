@@ -25,7 +25,7 @@ def nodes() -> Any:
     import ray
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes.workers = [nodes.add_node(num_cpus=1, memory=4 << 30) for _ in range(2)]
     nodes.wait_for_nodes()
     yield nodes

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,12 +229,17 @@ def test_another_plan_is_refused(llamas: Any, tmp_path: Path, what: str) -> None
         begun(file, out, **options)
 
 
-def test_an_input_that_changes_during_the_merge(llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restored", [False, True])
+def test_an_input_that_changes_during_the_merge(
+    llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: bool
+) -> None:
     own = copied(llamas.base, tmp_path / "own")
     file, out = write_recipe(tmp_path, llamas, base_model=str(own)), tmp_path / "out"
+    before = (own / "model.safetensors").stat()
 
     def touching(tensor: torch.Tensor, do: Any = bits.digest) -> str:
-        os.utime(own / "model.safetensors", (1, 1))
+        times = (before.st_atime_ns, before.st_mtime_ns) if restored else (1, 1)
+        os.utime(own / "model.safetensors", ns=times)  # as a tool that copies does
         return str(do(tensor))
 
     monkeypatch.setattr(work, "digest", touching)
@@ -247,6 +253,41 @@ def test_another_model_in_the_folder(llamas: Any, tmp_path: Path, name: str) -> 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).touch()
     with pytest.raises(PlanError, match=f"must hold no other model, and holds {name}; remove it"):
+        begun(write_recipe(tmp_path, llamas), tmp_path / "out")
+
+
+def test_a_tokenizer_that_does_not_fit(
+    llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock: dict[str, bytes]
+) -> None:
+    """Stock mergekit goes on, and exits with 0."""
+    file, out = write_recipe(tmp_path, llamas), tmp_path / "out"
+
+    def copyfile(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tokenizer.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", copyfile)
+        with pytest.raises(UnreadableError, match=r"model card: No space left on device: tokenizer\.json"):
+            begun(file, out)
+    assert not (out / "config.json").exists()
+    assert begun(file, out).finished
+    assert files_of(out) == stock
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "x/" * 3000])
+def test_a_folder_that_cannot_have_this_name(llamas: Any, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnreadableError, match=r"cannot write to the output folder .*: (File name too|embedded null)"):
+        begun(write_recipe(tmp_path, llamas), tmp_path / name)
+
+
+def test_a_limit_on_the_size_of_files_stops_the_plan(
+    llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_descriptor: int) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UnreadableError, match=r"cannot write .*plan\.json: File too large; once that is mended"):
         begun(write_recipe(tmp_path, llamas), tmp_path / "out")
 
 

@@ -1,7 +1,8 @@
-"""``make faults``: stock merges that are killed, meet a full disk, or run twice at once; what is left, and who sees it.
+"""``make faults``: merges that are killed, meet a full disk, or run twice at once; what is left, and who sees it.
 
-Every case forks from a process that has imported mergekit. A fault is silent where ``verify`` says SAME of a folder
-that is not, file by file, what the undisturbed merge leaves. Needs Linux, and for full disks, the right to mount.
+Stock merges stand here, those of ``mergekit-select merge`` in ``executor_faults``. A fault of a stock merge is silent
+where ``verify`` says SAME of a folder that is not, file by file, what the undisturbed merge leaves. Needs Linux, and
+for full disks and limits on memory, the rights of root.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,36 +32,12 @@ from tqdm import tqdm
 
 from mergekit_select.errors import MergekitSelectError
 from mergekit_select.verification import verify
+from tests.hostile.executor_faults import ExecutorFaults
+from tests.hostile.processes import Ended, begun, forked
 from tests.support.models import small_family
 from tests.support.recipes import Recipe, merge
 
 _WRITES = ("open", "os.mkdir", "os.rename", "os.remove", "shutil.copyfile")  # what Python can stop before; Rust cannot
-
-
-def forked(run: Callable[[], object], kill_after: float | None = None) -> int:
-    """Run something in a process of its own, silently; return its exit code, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        if kill_after is not None:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process at once, as SIGKILL does
-            signal.setitimer(signal.ITIMER_REAL, kill_after)
-        code = 1
-        try:
-            run()
-            code = 0
-        finally:
-            os._exit(code)
-    ends = time.monotonic() + 60  # a child of a process with threads may wait for a lock that nobody holds any more
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > ends:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
 
 
 def killed_at_event(number: int, run: Callable[[], object]) -> Callable[[], object]:
@@ -107,21 +84,21 @@ class Faults:
         """Return the undisturbed merge into a folder."""
         return lambda: merge(self.recipe, out, **self.options)
 
-    def judge(self, kind: str, case: str, code: int, out: Path) -> None:
+    def judge(self, kind: str, case: str, ended: Ended, out: Path) -> None:
         """Ask verify and transformers about what is left, and count it."""
         complete = out.exists() and contents(out) == self.good
-        said = forked(partial(_require_same, out)) if out.exists() else 2
-        loads = out.exists() and forked(partial(transformers.AutoModelForCausalLM.from_pretrained, out)) == 0
+        said = forked(partial(_require_same, out)).code if out.exists() else 2
+        loads = out.exists() and forked(partial(transformers.AutoModelForCausalLM.from_pretrained, out)).code == 0
         if said == 0 and not complete and not self._only_temporary(out):
             self.silent.append(f"{kind} {case}")
         counts = self.table.setdefault(kind, Counter())
         counts["cases"] += 1
-        counts["merge exits 0"] += code == 0
+        counts["merge exits 0"] += ended.code == 0
         counts["complete"] += complete
         counts["verify: same"] += said == 0
         counts["transformers loads it"] += loads
         counts["loads, and is not complete"] += loads and not complete
-        counts["exit 0, and is not complete"] += code == 0 and not complete
+        counts["exit 0, and is not complete"] += ended.code == 0 and not complete
         shutil.rmtree(out, ignore_errors=True)
 
     def _only_temporary(self, out: Path) -> bool:
@@ -132,15 +109,15 @@ class Faults:
         """Kill before every file operation that Python makes, then at random moments."""
         for number in range(1, count + 1):
             out = self.folder / f"event-{number}"
-            code = forked(killed_at_event(number, self.merge(out)))
-            self.judge("killed before a file operation", str(number), code, out)
-            if code == 0:
+            ended = forked(killed_at_event(number, self.merge(out)))
+            self.judge("killed before a file operation", str(number), ended, out)
+            if ended.code == 0:
                 break
         random_ = random.Random(0)
         for number in range(count):
             out = self.folder / f"time-{number}"
-            code = forked(self.merge(out), random_.uniform(0.01, 1.1 * self.seconds))
-            self.judge("killed at a random moment", str(number), code, out)
+            ended = forked(self.merge(out), random_.uniform(0.01, 1.1 * self.seconds))
+            self.judge("killed at a random moment", str(number), ended, out)
 
     def full_disks(self, count: int) -> None:
         """Merge onto file systems of more and more kilobytes."""
@@ -152,8 +129,8 @@ class Faults:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(mount)], check=True)
             try:
                 # the recipe is written beside the output, which a full disk would stop first
-                code = forked(partial(self._elsewhere, mount / "out"))
-                self.judge("full disk", f"{kilobytes} KB", code, mount / "out")
+                ended = forked(partial(self._elsewhere, mount / "out"))
+                self.judge("full disk", f"{kilobytes} KB", ended, mount / "out")
             finally:
                 subprocess.run(["umount", str(mount)], check=True)
 
@@ -167,22 +144,20 @@ class Faults:
         """A folder without permission, a limit on the size of files, on memory, and two merges at once."""
         for kilobytes in (1, 10, 40, 60):
             out = self.folder / f"size-{kilobytes}"
-            code = forked(partial(self._limited, resource.RLIMIT_FSIZE, kilobytes << 10, out))
-            self.judge("largest file allowed", f"{kilobytes} KB", code, out)
+            ended = forked(partial(self._limited, resource.RLIMIT_FSIZE, kilobytes << 10, out))
+            self.judge("largest file allowed", f"{kilobytes} KB", ended, out)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         for megabytes in (1, 16, 64, 256):
             out = self.folder / f"memory-{megabytes}"
-            code = forked(partial(self._limited, resource.RLIMIT_AS, used + (megabytes << 20), out))
-            self.judge("address space", f"{megabytes} MB more", code, out)
+            ended = forked(partial(self._limited, resource.RLIMIT_AS, used + (megabytes << 20), out))
+            self.judge("address space", f"{megabytes} MB more", ended, out)
         for number in range(10):
             out = self.folder / f"two-{number}"
-            first = os.fork()
-            if first == 0:
-                os._exit(forked(self.merge(out)) & 127)
+            first = begun(self.merge(out))
             time.sleep(self.seconds * number / 20)
-            code = forked(self.merge(out))
-            os.waitpid(first, 0)
-            self.judge("two merges at once", str(number), code, out)
+            ended = forked(self.merge(out))
+            first.end()
+            self.judge("two merges at once", str(number), ended, out)
 
     def _limited(self, limit: int, value: int, out: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -198,27 +173,65 @@ def _require_same(out: Path) -> None:
 
 
 def main() -> None:
-    """Run all cases, and print a table; exit 1 where a fault was silent."""
+    """Run all cases, and print a table; exit 1 where a fault was silent, badly told or not gone on from."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="at random moments, and at most before file operations")
     parser.add_argument("--disks", type=int, default=20)
+    parser.add_argument("--only", choices=("stock", "executor"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # its thread's lock would be held in a forked process for ever
+    failed = False
+    if arguments.only != "executor":
+        failed |= _stock(arguments.kills, arguments.disks)
+    if arguments.only != "stock":
+        failed |= _executor(arguments.kills, arguments.disks)
+    sys.exit(failed)
+
+
+def _stock(kills: int, disks: int) -> bool:
     silent = []
     for options in ({}, {"out_shard_size": 8_000}):
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             faults = Faults(Path(folder), dict(options))
-            faults.kills(arguments.kills)
-            faults.full_disks(arguments.disks)
+            faults.kills(kills)
+            faults.full_disks(disks)
             faults.other_limits()
             print(f"merge with {options or 'no options'}, {len(faults.good)} files, {faults.seconds:.2f} s")
-            for kind, counts in faults.table.items():
-                print(f"  {kind}: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
+            _print(faults.table)
             silent += faults.silent
     print(f"silent: {silent or 'none'}")
-    sys.exit(bool(silent))
+    return bool(silent)
+
+
+def _executor(kills: int, disks: int) -> bool:
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        os.chmod(folder, 0o755)  # one case is another user's
+        faults = ExecutorFaults(Path(folder))
+        print(f"mergekit-select merge, {len(faults.good)} files, {faults.seconds:.2f} s")
+        faults.kills(kills)
+        faults.refusals(kills)
+        faults.processes(max(1, kills // 10))
+        faults.full_disks(disks)
+        faults.read_only()
+        faults.limits()
+        faults.two_at_once(max(1, kills // 10))
+        faults.clocks()
+        faults.moving_inputs(max(1, kills // 2))
+        _print(faults.table)
+    for kind, messages in faults.messages.items():
+        for message, number in messages.most_common():
+            print(f"  {kind}: {number} times: {message}")
+    found = {"silent": faults.silent, "badly told": faults.told_badly, "not gone on from": faults.stuck}
+    for what, cases in found.items():
+        print(f"{what}: {len(cases) or 'none'}", *cases, sep="\n  ")
+    return any(found.values())
+
+
+def _print(table: Mapping[str, Mapping[str, int]]) -> None:
+    for kind, counts in table.items():
+        print(f"  {kind}: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
 
 
 if __name__ == "__main__":

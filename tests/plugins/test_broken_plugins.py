@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from tests.plugins.support import METHOD, NAMES, WARNING, Sandbox
+from tests.plugins.support import METHOD, NAMES, WARNING, Sandbox, distribution
 
 UNPRINTABLE = "<exception str() failed>" if sys.version_info >= (3, 11) else "<unprintable Error object>"
 
@@ -177,7 +177,9 @@ def test_a_mergekit_too_old_for_plugins(sandbox: Sandbox) -> None:
 def test_what_an_interrupted_uninstall_leaves(sandbox: Sandbox) -> None:
     info = sandbox.add("gone", {"gone": "gone:method"}, {})
     info.rename(info.with_name("~one-1.0.dist-info"))
-    assert sandbox.names() == ["linear"]
+    # In the folder behind it, so that it is read after it.
+    distribution(sandbox.site, "good", {"good": "good:method"}, {"good.py": METHOD.format("good")})
+    assert sandbox.names() == ["linear", "good"]
 
 
 def test_the_documented_warning(sandbox: Sandbox) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from mergekit_select.provenance.statement import BuildDefinition, Statement, TensorTable
+from mergekit_select.errors import UnreadableError
+from mergekit_select.provenance.statement import BUILD_TYPE, TENSOR_TABLE, BuildDefinition, Statement, TensorTable
 from tests.support.commands import invoke, one_line
 from tests.support.models import small_family
-from tests.support.recipes import merge, recipe
+from tests.support.recipes import merge, recipe, written
 
 SCHEMA = files("mergekit_select.provenance") / "schema.json"
 
@@ -82,6 +84,10 @@ FILE = ("resolvedDependencies", 2)
 COMMIT = "0" * 40
 
 
+def _recipe_text(text: str) -> dict[str, str]:
+    return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -106,6 +112,14 @@ COMMIT = "0" * 40
         (_set(*FIRST, "uri")("pkg:huggingface/a/b@main"), "must be pkg:huggingface/OWNER/NAME@COMMIT"),
         (_set(*FIRST, "digest")({"sha256": "0" * 64}), "must have the digest of its files"),
         (_set(*FIRST, "annotations")({}), "must have a reference, roles and files"),
+        (_set(*FIRST, "annotations", "reference")("./other"), "must be of the model './other'"),
+        (_set(*FILE, "annotations")({"size": 1 << 63}), "must have a size and a digest"),
+        (lambda content: content["resolvedDependencies"].append(content["resolvedDependencies"][0]), "got 2 of "),
+        (lambda content: content["resolvedDependencies"].pop(0), "got 0 of "),
+        (
+            lambda content: content["externalParameters"].update(recipe=_recipe_text("models: [&a [*a]]")),
+            "lock.json",
+        ),
         (_set("externalParameters", "reproducible")("surely"), "reproducible"),
         (_set("externalParameters", "options", "out_shard_size")("much"), "out_shard_size"),
     ],
@@ -119,6 +133,84 @@ def test_a_lock_that_breaks_a_rule_is_one_line(
     result = invoke("reproduce", tmp_path / "lock.json", tmp_path / "out")
     one_line(result, 2, said)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_lock_is_one_line(recorded: Path, tmp_path: Path) -> None:
+    content = (recorded / "lock.json").read_bytes()
+    for kept in (0, 1, len(content) // 2, len(content) - 2):
+        (tmp_path / "lock.json").write_bytes(content[:kept])
+        one_line(invoke("reproduce", tmp_path / "lock.json", tmp_path / "out"), 2, "lock.json must be JSON")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("merge_provenance.json", _set("predicate", "buildDefinition", "buildType")(f"{BUILD_TYPE[:-1]}2")),
+        ("merge_tensors.json", _set("schema")(f"{TENSOR_TABLE[:-1]}2")),
+    ],
+)
+def test_a_record_of_another_version_is_one_line(
+    recorded: Path, tmp_path: Path, file: str, change: Callable[[dict[str, Any]], None]
+) -> None:
+    from mergekit_select.provenance.documents import read_document
+
+    content = json.loads((recorded / "out" / file).read_text())
+    change(content)
+    (tmp_path / file).write_text(json.dumps(content))
+    kind: Any = Statement if file == "merge_provenance.json" else TensorTable
+    with pytest.raises(UnreadableError, match="must end in v1, got "):
+        read_document(tmp_path / file, kind)
+
+
+def test_names_that_are_too_long_are_one_line(recorded: Path, tmp_path: Path) -> None:
+    long = "n" * 300
+    for command in (
+        ("lock", recorded / "out.yml", "--out", tmp_path / long),
+        ("lock", recorded / "out.yml", "--map", f"{long}={long}"),
+        ("reproduce", long),
+        ("reproduce", tmp_path / long / "x"),
+        ("verify", tmp_path / long),
+        ("publish", tmp_path / long, "me/new"),
+    ):
+        assert invoke(*command).exit_code == 2, command
+    ran = invoke("reproduce", recorded / "lock.json", tmp_path / long)
+    assert ran.exit_code in (1, 2)
+    assert len(ran.output.strip().splitlines()) == 1, ran.output
+    content = json.loads((recorded / "out/merge_provenance.json").read_text())
+    content["subject"][1]["name"] = long
+    folder = tmp_path / "m"
+    shutil.copytree(recorded / "out", folder)
+    (folder / "merge_provenance.json").write_text(json.dumps(content))
+    ran = invoke("verify", folder)
+    assert ran.exit_code == 1
+    assert ran.stdout.startswith(f"changed: {long}: is recorded and not there")
+
+
+def test_a_size_that_no_disk_holds_is_one_line(recorded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(recorded / "out", folder)
+    table = json.loads((folder / "merge_tensors.json").read_text())
+    next(iter(table["tensors"].values()))["shape"] = [10**400] * 20
+    (folder / "merge_tensors.json").write_text(json.dumps(table))
+    statement = json.loads((folder / "merge_provenance.json").read_text())
+    sha256 = hashlib.sha256((folder / "merge_tensors.json").read_bytes()).hexdigest()
+    statement["predicate"]["runDetails"]["byproducts"][0]["digest"]["sha256"] = sha256
+    (folder / "merge_provenance.json").write_text(json.dumps(statement))
+    one_line(invoke("reproduce", folder), 2, "tensors must have fewer than 2^63 bytes")
+
+
+def test_a_file_that_cannot_be_recorded_is_one_line(recorded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(recorded / "out", folder)
+    for name in ("a:b", "a\\b"):
+        (folder / name).write_text("")
+        written(tmp_path / "r.yml", recipe("passthrough", None, [folder]))
+        one_line(invoke("lock", tmp_path / "r.yml"), 2, "must be a relative path without '..'")
+        ran = invoke("verify", folder, "--record")
+        assert ran.exit_code == 2
+        assert "rename the file" in ran.output
+        (folder / name).unlink()
 
 
 @pytest.mark.parametrize("name", ["merge_provenance.json", "merge_tensors.json"])
@@ -147,6 +239,7 @@ def test_code_from_a_hub_is_never_run(recorded: Path, tmp_path: Path) -> None:
     (tmp_path / "lock.json").write_text(json.dumps(content))
     result = invoke("reproduce", tmp_path / "lock.json", tmp_path / "out")
     assert result.exit_code == 1
+    assert result.stdout.startswith("error remote-code at options: ")
     assert "code from a hub is never run here" in result.stdout
     assert not (tmp_path / "out").exists()
 

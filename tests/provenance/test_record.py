@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mergekit_select.bits import digest
-from tests.provenance.hub_server import Hub
+from tests.provenance.hub_server import TOKEN, Hub
 from tests.support.checkpoints import copied, tensors_of
 from tests.support.commands import invoke, one_line
 from tests.support.models import small_family
@@ -67,6 +67,8 @@ def test_a_merge_of_hub_models_records_commits_files_and_tensors(published: Hub)
     assert ran.exit_code == 1
     assert ran.stdout.startswith("changed: model.safetensors: must have the recorded sha256")
     assert "bits: " in ran.stdout
+    Path("out/tokenizer.json").unlink()
+    assert "changed: tokenizer.json: is recorded and not there" in invoke("verify", "out").stdout
 
 
 def test_locked_takes_the_commits_of_the_lock(published: Hub) -> None:
@@ -125,3 +127,28 @@ def test_verify_of_a_model_on_a_hub(published: Hub) -> None:
     assert ran.exit_code == 0, ran.output
     published.fail("GET /api/models/me/merge", 403, X_Error_Code="GatedRepo")
     one_line(invoke("verify", "me/merge@other"), 2, "model me/merge@other: ")
+
+
+def test_verify_and_publish_take_the_recorded_options(published: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    copied(small_family().base, Path("a"))
+    text = recipe("passthrough", None, ["./a"])
+    written(Path("c.yml"), text)
+    assert invoke("run", "yaml", "c.yml", "out", "--no-copy-tokenizer", "--quiet").exit_code == 0
+    assert invoke("verify", "out").exit_code == 0
+    ran = invoke("verify", "out", "--copy-tokenizer")
+    assert ran.exit_code == 1
+    assert "tokenizer" in ran.stdout
+    assert invoke("publish", "out", "me/new", "--allow-local").exit_code == 0
+    statement = json.loads(Path("out/merge_provenance.json").read_text())
+    statement["predicate"]["buildDefinition"]["externalParameters"]["options"]["trust_remote_code"] = True
+    Path("out/merge_provenance.json").write_text(json.dumps(statement))
+    from mergekit.options import MergeOptions
+
+    from mergekit_select.provenance.locking import recorded_options
+    from mergekit_select.provenance.recording import read_record
+
+    kept = read_record(Path("out"))
+    assert kept is not None
+    options = recorded_options(kept[0].definition, MergeOptions(), {"copy_tokenizer"})
+    assert (options.trust_remote_code, options.copy_tokenizer) == (False, True)

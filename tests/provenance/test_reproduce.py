@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.provenance.hub_server import Hub
+from tests.support.adapters import write_adapter
 from tests.support.checkpoints import copied
 from tests.support.commands import invoke, one_line
 from tests.support.models import small_family
@@ -189,3 +190,85 @@ def test_a_lock_is_made(published: Hub) -> None:
     code, data = answer("l.json", "made")
     assert (code, data["verdict"]) == (0, "made")
     assert Path("made/merge_tensors.json").read_bytes() == published.files("me/merge")["merge_tensors.json"]
+
+
+def test_adapters_are_parents_too(published: Hub) -> None:
+    published.add("org/lora", write_adapter(Path("lora")))
+    written(Path("l.yml"), recipe("linear", None, ["org/sub-0+org/lora", "org/sub-1"], parameters={"weight": 1}))
+    assert invoke("run", "yaml", "l.yml", "merged", "--quiet", "--lora-merge-cache", "lc").exit_code == 0
+    content = json.loads(Path("merged/merge_provenance.json").read_text())["predicate"]["buildDefinition"]
+    assert content["externalParameters"]["reproducible"] == "bits on the same platform"
+    published.add("me/adapted", Path("merged"), licence=None)
+    code, data = answer("me/adapted")
+    assert (code, data["verdict"], data["findings"]) == (0, "same", [])
+    assert invoke("verify", "merged", "--lora-merge-cache", "lc").exit_code == 0
+    gone(published, "org/lora", {"adapter_config.json": b"{}"})
+    code, data = answer("me/adapted")
+    assert (code, [(f["kind"], f["place"]) for f in data["findings"]]) == (1, [("revision-gone", "org/lora")])
+
+
+def changed_parent(change: Callable[[Path], object]) -> dict[str, Any]:
+    """Record a merge of local models, change one of them, and try to make it again."""
+    for name, source in (("a", small_family().subs[0]), ("b", small_family().subs[1])):
+        copied(source, Path(name))
+    merge(recipe("linear", None, ["./a", "./b"], parameters={"weight": 1}), Path("out"))
+    assert invoke("verify", "out", "--record").exit_code == 0
+    change(Path("b"))
+    code, data = answer("out")
+    assert (code, data["verdict"]) == (1, "not possible")
+    assert data["findings"][0]["place"] == "./b"
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "input-missing", "config.json is recorded and not there"),
+        (lambda folder: (folder / "new.json").write_text("{}"), "input-changed", "new.json is there and not recorded"),
+        (
+            lambda folder: (folder / "config.json").write_text("{}"),
+            "input-changed",
+            "config.json must have the recorded",
+        ),
+        (lambda folder: folder.rename("elsewhere"), "parent-local", "lay in a folder of whoever made the merge"),
+    ],
+)
+def test_what_changed_in_a_local_parent_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object], kind: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = changed_parent(change)
+    assert kinds(data) == [kind]
+    assert said in data["findings"][0]["message"]
+
+
+def test_a_folder_that_hides_a_parent_is_refused(published: Hub) -> None:
+    copied(small_family().subs[2], Path("org/base"))
+    code, data = answer("me/merge")
+    assert (code, data["verdict"], kinds(data)) == (1, "not possible", ["local-before-hub"])
+
+
+def test_code_of_a_parent_is_not_run(published: Hub) -> None:
+    config = json.loads(published.files("org/base")["config.json"])
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    code = b"import pathlib\npathlib.Path('ran').write_text('')\n"
+    for name in ("org/base", "org/sub-0", "org/sub-1"):
+        files = dict(published.files(name)) | {"config.json": json.dumps(config).encode(), "code.py": code}
+        published.add(name, files, licence=None)
+    written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/sub-0", "org/sub-1"]))
+    assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
+    published.add("me/coded", Path("out"), licence=None)
+    code_, data = answer("me/coded", "again")
+    assert (code_, data["verdict"]) == (0, "same")
+    assert not Path("ran").exists()
+
+
+def test_a_hub_whose_names_lead_out_of_the_cache_writes_nothing_there(published: Hub, tmp_path: Path) -> None:
+    files = dict(published.files("org/base"))
+    published.add("org/base", files | {"../../../../escaped.json": b"{}"}, licence=None)
+    written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/sub-0", "org/sub-1"]))
+    ran = invoke("run", "yaml", "r.yml", "out", "--quiet")
+    assert ran.exit_code == 2
+    assert [line for line in ran.stderr.splitlines() if line.startswith("Error: ")] == ran.stderr.splitlines()[-1:]
+    assert not [*tmp_path.rglob("escaped.json")]
+    assert not Path("out").exists()

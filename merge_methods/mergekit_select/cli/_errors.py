@@ -77,14 +77,24 @@ def finish(run: Callable[[], object]) -> int:
             f"{DEBUG}=1 shows where"
         )
         _show_traceback()
+    except OSError as error:
+        if error.errno is None:  # of a package, not of the system
+            return _bug(error)
+        print_error(one_line(error))
+        return UNREADABLE
     except MemoryError:
         print_error("there is not enough memory, and there is no answer")
     except Exception as error:  # the last resort
-        print_error(
-            f"{one_line(error)}. This is a bug in mergekit-select, report id {_report_id(error)}: please report this "
-            f"id, the command and what `mergekit-select --version` prints; {DEBUG}=1 shows the traceback"
-        )
-        _show_traceback()
+        return _bug(error)
+    return INTERNAL
+
+
+def _bug(error: Exception) -> int:
+    print_error(
+        f"{one_line(error)}. This is a bug in mergekit-select, report id {_report_id(error)}: please report this "
+        f"id, the command and what `mergekit-select --version` prints; {DEBUG}=1 shows the traceback"
+    )
+    _show_traceback()
     return INTERNAL
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -134,6 +135,37 @@ def locked_options(function: _Command) -> _Command:
         "safe_serialization",
         "random_seed",
     )(function)
+
+
+def given_options() -> set[str]:
+    """Return the names of the options that the command line gives, in a command."""
+    context = click.get_current_context()
+    source = click.core.ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is not source}
+
+
+def trust_options(function: _Command) -> _Command:
+    """Give a command options that say whose signature is expected; it receives ``trust``, a Trust."""
+
+    @functools.wraps(function)
+    def command(
+        *args: Any, public_key: str | None, identity: str | None, identity_provider: str | None, **values: Any
+    ) -> Any:
+        from mergekit_select.provenance.signing import Trust
+
+        if (identity is None) != (identity_provider is None) or (public_key and identity):
+            raise click.UsageError("give --public-key, or both of --identity and --identity-provider")
+        key = None if public_key is None else Path(public_key)
+        return function(*args, trust=Trust(key, identity, identity_provider), **values)
+
+    decorated: Any = command
+    for name, metavar, text in (
+        ("identity-provider", "URL", "Who vouches for that identity, such as https://accounts.google.com"),
+        ("identity", "WHO", "Expect a signature made with Sigstore as WHO, such as an e-mail address"),
+        ("public-key", "FILE", "Expect a signature that this public key verifies"),
+    ):
+        decorated = click.option(f"--{name}", metavar=metavar, help=text)(decorated)
+    return decorated  # type: ignore[no-any-return]  # the function, wrapped
 
 
 def parse_maps(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

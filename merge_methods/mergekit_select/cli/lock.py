@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def command(
     from mergekit_select.provenance.parents import parents_of
 
     text, path = read_text(recipe), Path(out or Path(recipe).with_suffix(".lock.json"))
-    kept = read_definition(path) if check or path.exists() else None
+    kept = read_definition(path) if check or os.path.exists(path) else None
     with counting("Hashing", quiet) as digests:
         now = locking.lock(
             text, recipe, merge_options, kept=kept, upgrade=upgrade, locations=locations, digests=digests

@@ -134,9 +134,14 @@ def _recorded(recipe: str, given: dict[str, Any], quiet: bool, wanted: bool) -> 
         return
     from mergekit.options import MergeOptions
 
-    from mergekit_select.provenance import lock, read_text, record
+    from mergekit_select.provenance import lock, read_text, record, require_unchanged
 
     options, started = MergeOptions(**given), datetime.datetime.now(datetime.timezone.utc)
     with counting("Hashing", quiet) as digests:
         definition = lock(read_text(recipe), recipe, options, digests=digests)
-        yield lambda out: record(out, options, definition, started=started, digests=digests)
+
+        def write(out: Path) -> None:
+            require_unchanged(definition, digests)
+            record(out, options, definition, started=started, digests=digests)
+
+        yield write

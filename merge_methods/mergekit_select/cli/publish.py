@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergekit_select.cli._errors import NO, YES, one_line_errors
-from mergekit_select.cli._options import apply_threads, map_option, replay_options, report_options
+from mergekit_select.cli._options import apply_threads, given_options, map_option, replay_options, report_options
 from mergekit_select.cli._output import bar, counting, print_report, silence_libraries
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ Examples:
 @click.option("--allow-local", is_flag=True, help="Publish although others cannot get a local model of the recipe")
 @click.option("--licence", metavar="ID", help="As the hub calls it  [default: that of all models, where it is one]")
 @click.option("--evaluation", type=click.Path(), metavar="FILE", help="Evaluation results, as docs/sharing.md shows")
+@click.option("--sign", is_flag=True, help="Sign with Sigstore, as whom you log in as; needs mergekit-select[sign]")
+@click.option("--signing-key", type=click.Path(), metavar="FILE", help="Sign with this private key instead")
 @click.option("--dry-run", is_flag=True, help="Write the card into OUT, and stop")
 @map_option
 @report_options
@@ -43,6 +45,8 @@ def command(
     allow_local: bool,
     licence: str | None,
     evaluation: str | None,
+    sign: bool,
+    signing_key: str | None,
     dry_run: bool,
     locations: dict[str, str],
     as_json: bool,
@@ -60,14 +64,16 @@ def command(
     from mergekit_select.provenance.card import card, read_results
     from mergekit_select.provenance.documents import write_text
     from mergekit_select.provenance.publishing import common_licence, refusals, upload
+    from mergekit_select.provenance.signing import signer
     from mergekit_select.verification import verify
     from mergekit_select.verification.text import as_data, render
 
     silence_libraries()
     apply_threads(merge_options)
     folder, results = Path(out), read_results(Path(evaluation)) if evaluation else []
+    write_signature = signer(Path(signing_key) if signing_key else None) if sign or signing_key else None
     with counting("Hashing", quiet) as digests:
-        changed, locations = compared(folder, None, locations, digests)
+        changed, locations, merge_options = compared(folder, None, locations, digests, merge_options, given_options())
         answer = verify(
             folder,
             locations=locations,
@@ -86,12 +92,14 @@ def command(
         assert kept is not None
         definition = kept[0].definition
         parents = parents_of(definition.resolved_dependencies)
-        findings, commit = refusals(parents, allow_local), None
+        findings, commit = refusals(folder, parents, allow_local, write_signature is not None), None
         refused = bool(findings.of(Severity.ERROR))
         if not refused:
             table, picture = _inspected(folder, definition, locations, merge_options, quiet)
             named = licence or common_licence(parents)
             write_text(folder / "README.md", card(repository, kept[0], parents, named, table, picture, results))
+            if write_signature is not None:
+                write_signature(folder)
             if not dry_run:
                 say = None if quiet else lambda line: click.echo(line, err=True)
                 commit = upload(folder, repository, not public, digests, say or (lambda _: None))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import datetime
 import importlib
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,6 +18,8 @@ _STOCK = {
     "multi": ("mergekit.scripts.multimerge", "mergekit-multi"),
     "pytorch": ("mergekit.scripts.merge_raw_pytorch", "mergekit-pytorch"),
 }
+# Of those that write down what they made, the parameters that this needs.
+_PARAMETERS = {"yaml": {"config_file", "out_path"}, "multi": {"config_file", "out_path", "intermediate_dir", "lazy"}}
 _OWN = (
     click.Option(["--locked"], metavar="LOCK", help="Refuse to merge from anything that LOCK does not say"),
     click.Option(["--provenance/--no-provenance"], default=True, help="Record what the merge was made from"),
@@ -29,7 +31,8 @@ def command() -> None:
     """Run mergekit-yaml, mergekit-multi or mergekit-pytorch with the methods registered.
 
     For where the startup file does not run (python -S, pip install --target). All arguments go to the stock command.
-    `run yaml` also writes merge_provenance.json and merge_tensors.json, and takes --locked LOCK.
+    `run yaml` and `run multi` also write merge_provenance.json and merge_tensors.json into the folder of each merge,
+    and take --locked LOCK and --no-provenance.
     """
 
 
@@ -48,36 +51,52 @@ def _add(name: str, module: str, stock: str) -> None:
         import mergekit_select.methods  # noqa: F401  # registers the methods
 
         main: click.Command = importlib.import_module(module).main
-        if name == "yaml":
-            _merge_and_record(main, ctx.command_path, [*args])
+        if name in _PARAMETERS:
+            _merge_and_record(name, main, ctx.command_path, [*args])
         else:
             main.main(args=list(args), prog_name=ctx.command_path)
 
 
 @one_line_errors(refused=NO)
-def _merge_and_record(main: click.Command, program: str, args: list[str]) -> None:
-    """Run mergekit-yaml on a recipe whose models are at the commits that are recorded."""
+def _merge_and_record(name: str, main: click.Command, program: str, args: list[str]) -> None:
+    """Run mergekit-yaml or mergekit-multi on a recipe whose models are at the commits that are recorded."""
     own = copy.copy(main)
     own.params = [*main.params, *_OWN]
     with own.make_context(program, args) as ctx:
-        locked, wanted = ctx.params.pop("locked"), ctx.params.pop("provenance")
-        known = {"config_file", "out_path"} <= ctx.params.keys()  # a later mergekit-yaml may call them otherwise
+        locked, wanted, given = ctx.params.pop("locked"), ctx.params.pop("provenance"), ctx.params
+        known = _PARAMETERS[name] <= given.keys()  # a later mergekit may call them otherwise
         if not (known and (wanted or locked)):
             own.invoke(ctx)
             return
         from mergekit.options import MergeOptions
 
-        from mergekit_select.provenance import merging, record
+        from mergekit_select.provenance import merging, record, stages
 
-        given: dict[str, Any] = {key: value for key, value in ctx.params.items() if key in MergeOptions.model_fields}
-        options, out = MergeOptions(**given), Path(ctx.params["out_path"])
-        started = datetime.datetime.now(datetime.timezone.utc)
-        with counting("Hashing", options.quiet) as digests:
+        options = MergeOptions(**{key: value for key, value in given.items() if key in MergeOptions.model_fields})
+        recipe, started = given["config_file"], datetime.datetime.now(datetime.timezone.utc)
+        with ExitStack() as stack:
+            digests = stack.enter_context(counting("Hashing", options.quiet))
             lock = None if locked is None else Path(locked)
-            with merging.resolved(ctx.params["config_file"], options, digests, lock) as (path, definition):
-                ctx.params["config_file"] = path
-                own.invoke(ctx)
-            record(out, options, definition, started=started, digests=digests)
+            path, definition = stack.enter_context(merging.resolved(recipe, options, digests, lock))
+            given["config_file"] = path
+            if name == "multi":
+                folders = stages.folders(definition, recipe, given["intermediate_dir"], given["out_path"])
+                stack.enter_context(
+                    stages.recording(
+                        definition,
+                        recipe,
+                        folders,
+                        options,
+                        digests,
+                        lazy=given["lazy"],
+                        locked=lock is not None,
+                        say=lambda line: click.echo(line, err=True),
+                    )
+                )
+            own.invoke(ctx)
+            if name == "yaml":
+                merging.require_unchanged(definition, digests)
+                record(Path(given["out_path"]), options, definition, started=started, digests=digests)
 
 
 for _name, (_module, _command) in _STOCK.items():

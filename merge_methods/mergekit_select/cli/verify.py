@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mergekit_select.cli._errors import NO, UNREADABLE, YES, one_line_errors
-from mergekit_select.cli._options import apply_threads, map_option, replay_options, report_options, strict_option
+from mergekit_select.cli._options import (
+    apply_threads,
+    given_options,
+    map_option,
+    replay_options,
+    report_options,
+    strict_option,
+    trust_options,
+)
 from mergekit_select.cli._output import bar, counting, print_report, silence_libraries
 
 if TYPE_CHECKING:
     from mergekit.options import MergeOptions
+
+    from mergekit_select.provenance.signing import Trust
 
 _EXAMPLES = """\b
 Examples:
@@ -26,6 +37,7 @@ Examples:
 @click.option("--recipe", type=click.Path(readable=False), help="Recipe, instead of OUT/mergekit_config.yml")
 @map_option
 @click.option("--record", "recording", is_flag=True, help="Where OUT is the same, write down what it was made from")
+@trust_options
 @report_options
 @strict_option
 @replay_options("copy_tokenizer")
@@ -36,6 +48,7 @@ def command(
     recipe: str | None,
     locations: dict[str, str],
     recording: bool,
+    trust: Trust,
     strict: bool,
     as_json: bool,
     quiet: bool,
@@ -43,22 +56,30 @@ def command(
     """Is the output in the folder OUT, bit for bit, what its recipe says?
 
     OUT may be a hub model, OWNER/NAME[@REVISION]. Where it has a record of its merge, its files are compared with
-    that first, and models are taken at the recorded commits. Then derives every tensor again, one at a time, and
-    compares bits, names, shapes and dtypes. Relative paths in the recipe begin at the current folder, as for
-    mergekit-yaml.
+    that first, models are taken at the recorded commits, and options that are not given are the recorded ones. A
+    signature, model.sig, is checked against the key or identity that is expected. Then derives every tensor again,
+    one at a time, and compares bits, names, shapes and dtypes. Relative paths in the recipe begin at the current
+    folder, as for mergekit-yaml.
 
     Exit codes: 0 the same, 1 not the same or unfinished, 2 usage, or something cannot be read.
     """
     from mergekit_select.findings import Severity
-    from mergekit_select.provenance import compared, lock, obtained, read_text, record
+    from mergekit_select.provenance import compared, lock, obtained, read_text, record, require_unchanged
+    from mergekit_select.provenance.signing import signature_findings
     from mergekit_select.verification import verify
+    from mergekit_select.verification.output import RECIPE
     from mergekit_select.verification.text import as_data, render
 
     silence_libraries()
     apply_threads(merge_options)
     with counting("Hashing", quiet) as digests:
         folder = obtained(out, merge_options)
-        changed, locations = compared(folder, recipe, locations, digests)
+        changed, locations, merge_options = compared(folder, recipe, locations, digests, merge_options, given_options())
+        source, definition = Path(recipe or folder / RECIPE), None
+        if recording and source.is_file():  # before the models are read: they may change meanwhile
+            text = read_text(source)
+            definition = lock(text, str(source), merge_options, locations=locations, digests=digests)
+    signature = signature_findings(folder, trust)
     answer = verify(
         folder,
         recipe,
@@ -66,11 +87,16 @@ def command(
         options=merge_options,
         progress=lambda tensors: bar("Verifying", "tensor", quiet, tensors),
     )
-    answer = replace(answer, problems=(*changed, *answer.problems))
-    if recording and answer.same and answer.recipe is not None:
-        text = read_text(answer.recipe)
+    before = (*changed, *signature.of(Severity.ERROR))
+    answer = replace(
+        answer,
+        problems=(*before, *answer.problems),
+        notes=(*signature.of(Severity.WARNING), *answer.notes),
+        undecided=answer.undecided and not before,
+    )
+    if definition is not None and answer.same:
         with counting("Hashing", quiet) as digests:
-            definition = lock(text, str(answer.recipe), merge_options, locations=locations, digests=digests)
+            require_unchanged(definition, digests, locations)
             record(folder, merge_options, definition, digests=digests)
     print_report("verify", as_data(answer), render(answer), as_json)
     warned = any(note.severity is Severity.WARNING for note in answer.notes)

@@ -7,9 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
-from mergekit_select.errors import UnreadableError
+from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.execution.job import Job
-from mergekit_select.execution.workspace import FINISHING, sync
+from mergekit_select.execution.workspace import FINISHING
+from mergekit_select.inputs.files import sync
 from mergekit_select.planner.companions import finish_folder
 
 _LAST = "config.json"  # without it no folder is a model
@@ -39,7 +40,10 @@ def finish(job: Job) -> None:
             _move_staged(workspace.staging, workspace.out)
             workspace.close_work(digests)
         except OSError as error:
-            raise UnreadableError(f"cannot finish {workspace.out}: {error.strerror} ({error.filename})") from error
+            raise UnreadableError(
+                f"cannot finish {workspace.out}: {one_line(error)}; "
+                f"once that is mended, the same command goes on from here"
+            ) from error
 
 
 def _stage(job: Job) -> None:

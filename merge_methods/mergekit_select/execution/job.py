@@ -18,8 +18,8 @@ from mergekit_select import __version__
 from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.execution.layout import Layout, Part, lay_out
 from mergekit_select.execution.request import Request
-from mergekit_select.execution.workspace import PLANNING, Workspace, sync
-from mergekit_select.inputs.files import INDEXES, WEIGHTS
+from mergekit_select.execution.workspace import PLANNING, Workspace
+from mergekit_select.inputs.files import INDEXES, WEIGHTS, sync
 from mergekit_select.inputs.recipe import parse_recipe, read_text
 from mergekit_select.planner.determinism import Determinism, determinism
 from mergekit_select.planner.engine import Engine
@@ -51,7 +51,7 @@ class Job:
         layout: Where every byte goes.
         workspace: What is done already.
         plan_id: Digest of all that the output depends on.
-        inputs: Size and time of change of each input file.
+        inputs: Size, time of modification and time of change of each input file.
         determinism: What is known of the recipe's method.
     """
 
@@ -97,7 +97,7 @@ class Job:
         """
         for path, identity in self.inputs.items():
             if _identity(path) != identity:
-                raise UnreadableError(f"{path} has changed during the merge: its size or time of change is another")
+                raise UnreadableError(f"{path} has changed during the merge: its size or one of its times is another")
 
 
 @contextmanager
@@ -209,4 +209,5 @@ def _identity(path: str) -> list[int]:
         status = os.stat(path)
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
-    return [status.st_size, status.st_mtime_ns]
+    # Copying tools restore the time of modification; nothing restores the time of change.
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

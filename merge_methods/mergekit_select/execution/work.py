@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mergekit_select.bits import describe, digest, flat_integers
-from mergekit_select.errors import PlanError, UnreadableError
+from mergekit_select.errors import PlanError
 from mergekit_select.execution.job import Job
-from mergekit_select.execution.layout import Part
-from mergekit_select.execution.workspace import part_lock, sync
+from mergekit_select.execution.layout import OutputFile, Part
+from mergekit_select.execution.workspace import part_lock, writing
+from mergekit_select.inputs.files import sync
 from mergekit_select.planner.writing import WrittenTensor, expect
 
 
@@ -32,20 +32,20 @@ def work(job: Job, parts: Sequence[Part], progress: Callable[[], None] = lambda:
     Raises:
         MergekitSelectError: A tensor cannot be computed, or not be written.
     """
-    with ThreadPoolExecutor(1) as background:
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as sealer:
         before: Future[None] | None = None
         for part in parts:
             if not _claim(job, part):
                 continue
             try:
-                descriptor, digests = _write(job, part)
+                descriptor, digests = _write(job, part, writer)
             except BaseException:
                 job.workspace.release(part_lock(part.number))
                 raise
             finally:
                 if before is not None:
                     _settle(before, progress)
-            before = background.submit(_seal, job, part, descriptor, digests)
+            before = sealer.submit(_seal, job, part, descriptor, digests)
         if before is not None:
             _settle(before, progress)
 
@@ -65,30 +65,48 @@ def _claim(job: Job, part: Part) -> bool:
     return True
 
 
-def _write(job: Job, part: Part) -> tuple[int, dict[str, str]]:
-    """Compute a part and write it; return the open file, and the tensors' digests."""
+def _write(job: Job, part: Part, writer: Executor) -> tuple[int, dict[str, str]]:
+    """Compute a part and write it; return the open file, and the tensors' digests.
+
+    A tensor is hashed and written while the next one's inputs are read, where both fit into the memory that the largest
+    tensor needs anyway.
+    """
     path = job.workspace.place(part.file.name)
-    digests = {}
-    with _writing(path):
+    digests: dict[str, str] = {}
+    with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    kept: Future[None] = writer.submit(lambda: None)
+    held = 0  # bytes of the tensor that is being written
     try:
         if part.tensors[0] is part.file.tensors[0]:
-            with _writing(path):
+            with writing(path):
                 _put(descriptor, memoryview(part.file.header), 0)
-        following = [*part.tensors[1:], None]
-        for tensor, after in zip(part.tensors, following, strict=True):
+        for tensor, after in zip(part.tensors, [*part.tensors[1:], None], strict=True):
             if after is not None:
                 expect(after.planned)
+            if held + tensor.read + tensor.stored.nbytes > job.layout.peak:
+                kept.result()
             result = _computed(job, tensor)
-            digests[tensor.planned.name] = digest(result)
-            with _writing(path):
-                data = flat_integers(result).view(torch.uint8).numpy().data
-                _put(descriptor, data, part.file.starts[tensor.planned.name])
+            kept.result()
+            kept = writer.submit(_keep, result, part.file, tensor.planned.name, descriptor, path, digests)
+            held = result.nbytes
+            del result  # or it would stay until the next one is computed
+        kept.result()
         job.check_inputs()
     except BaseException:
+        wait([kept])
         os.close(descriptor)
         raise
     return descriptor, digests
+
+
+def _keep(
+    result: torch.Tensor, file: OutputFile, name: str, descriptor: int, path: Path, digests: dict[str, str]
+) -> None:
+    """Hash a tensor and write it to its place."""
+    digests[name] = digest(result)
+    with writing(path):
+        _put(descriptor, flat_integers(result).view(torch.uint8).numpy().data, file.starts[name])
 
 
 def _computed(job: Job, tensor: WrittenTensor) -> torch.Tensor:
@@ -112,7 +130,7 @@ def _put(descriptor: int, data: memoryview, start: int) -> None:
 def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> None:
     """Bring a part to the disk, then its file's name, then its record."""
     path = job.workspace.place(part.file.name)
-    with _writing(path):
+    with writing(path):
         try:
             os.fsync(descriptor)
         finally:
@@ -120,17 +138,6 @@ def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> Non
         sync(path.parent)
         job.workspace.record(part.number, job.plan_id, digests)
     job.workspace.release(part_lock(part.number))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Let what the system refuses name the file."""
-    try:
-        yield
-    except OSError as error:
-        raise UnreadableError(
-            f"cannot write {path}: {error.strerror}; once that is mended, the same command goes on from here"
-        ) from error
 
 
 def forget_lost(job: Job, rehash: bool = False) -> int:

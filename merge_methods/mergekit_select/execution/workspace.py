@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_select.errors import UnreadableError
-from mergekit_select.inputs.files import read_json
+from mergekit_select.inputs.files import read_json, sync, write_whole
 
 NAME = ".merge"
 # Bytes of the lock file, each of which is locked for something. No byte needs to be there to be locked, and the system
@@ -51,8 +51,8 @@ class Workspace:
             root.mkdir(parents=True, exist_ok=True)
             # A process's locks on a file end when it closes the file once: it stays open, and is opened nowhere else.
             self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UnreadableError(f"cannot write to the output folder {out}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise UnreadableError(f"cannot write to the output folder {out}: {_reason(error)}") from error
 
     def close(self) -> None:
         """Give back all locks."""
@@ -95,10 +95,11 @@ class Workspace:
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Make this the folder of a plan."""
-        self.files.mkdir(exist_ok=True)
-        self._records.mkdir(exist_ok=True)
-        write_durably(self._plan, json.dumps(plan, indent=1))
-        sync(self.out)
+        with writing(self._plan):
+            self.files.mkdir(exist_ok=True)
+            self._records.mkdir(exist_ok=True)
+            write_whole(self._plan, json.dumps(plan, indent=1), durably=True)
+            sync(self.out)
 
     def recorded(self) -> set[int]:
         """Return the numbers of the parts that are done."""
@@ -109,7 +110,9 @@ class Workspace:
 
     def record(self, number: int, plan_id: str, digests: Mapping[str, str]) -> None:
         """Record that a part is done, once its bytes are on the disk."""
-        write_durably(self._record(number), json.dumps({"plan_id": plan_id, "tensors": digests}, indent=1))
+        path = self._record(number)
+        with writing(path):
+            write_whole(path, json.dumps({"plan_id": plan_id, "tensors": digests}, indent=1), durably=True)
 
     def digests(self, number: int) -> dict[str, str]:
         """Return the digests of a recorded part's tensors."""
@@ -118,7 +121,8 @@ class Workspace:
 
     def forget(self, number: int) -> None:
         """Let a part be computed again."""
-        self._record(number).unlink()
+        with writing(self._record(number)):
+            self._record(number).unlink()
 
     def _record(self, number: int) -> Path:
         return self._records / f"{number:06d}.json"
@@ -137,7 +141,8 @@ class Workspace:
 
     def close_work(self, digests: Mapping[str, str]) -> None:
         """Say that all is in place, leave plan and digests, and remove the rest."""
-        write_durably(self._digests, json.dumps(digests, indent=1))
+        with writing(self._digests):
+            write_whole(self._digests, json.dumps(digests, indent=1), durably=True)
         for folder in (self._records, self.files, self.staging, self.union):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -152,21 +157,16 @@ def part_lock(number: int) -> int:
     return _PARTS + number
 
 
-def write_durably(path: Path, content: str) -> None:
-    """Write a file so that after a power cut it is whole or not there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file's bytes, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let what the system refuses name the file."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        raise UnreadableError(
+            f"cannot write {path}: {_reason(error)}; once that is mended, the same command goes on from here"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

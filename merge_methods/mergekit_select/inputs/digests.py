@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from mergekit_select.errors import UnreadableError
+from mergekit_select.inputs.files import write_whole
 
 _MOST_GIT = 10 << 20  # a hub keeps larger files by SHA-256 and never as blobs of git
 _CHUNK = 1 << 20  # bytes read at once
@@ -80,13 +81,9 @@ class Digests:
         """Keep what was learnt; a cache that cannot be written is left as it is."""
         if self._store is None:
             return
-        temporary = self._store.with_suffix(f".{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):
             self._store.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self._known), "utf-8")
-            temporary.replace(self._store)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+            write_whole(self._store, json.dumps(self._known))
 
     def _hash(self, path: Path, size: int) -> dict[str, str]:
         states = {"sha256": hashlib.sha256()}

@@ -1,8 +1,9 @@
-"""The files of a model's folder: JSON of bounded size, and which weights are loaded first."""
+"""The files of a model's folder: JSON of bounded size, which weights are loaded first, and texts written whole."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -85,3 +86,38 @@ def read_weight_map(path: Path) -> dict[str, str]:
     for shard in sorted(set(weight_map.values())):
         require_inside(path.parent, shard, path)
     return weight_map
+
+
+def write_whole(path: Path, text: str, durably: bool = False) -> None:
+    """Write a text in UTF-8 in one step, line endings as they are: a reader never finds half of it.
+
+    Args:
+        path: The file.
+        text: What it is to hold.
+        durably: Whether that has to be so after a power cut, too.
+
+    Raises:
+        OSError: It cannot be written; what was there before stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(text.encode())
+            if durably:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durably:
+            sync(path.parent)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -23,7 +23,7 @@ def finish_folder(engine: Engine, folder: Path, name: str, recipe: str) -> None:
         recipe: The recipe's text, stored verbatim.
 
     Raises:
-        MergekitSelectError: mergekit fails at it.
+        MergekitSelectError: mergekit fails at it, or the system refuses to copy the tokenizer.
     """
     plan = engine.plan
     config, options = plan.config, plan.options
@@ -38,5 +38,7 @@ def finish_folder(engine: Engine, folder: Path, name: str, recipe: str) -> None:
             (folder / "README.md").write_text(card, encoding="utf-8")
             (folder / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
         failure = write_companions(config, plan.architecture, options, tokenizer, folder)
+        if isinstance(failure, OSError) and failure.errno is not None:  # of the system, such as a full disk
+            raise failure
         if failure is not None:  # as mergekit: a merge without a tokenizer is one
             _log.error("Failed to copy the tokenizer (%s); the merge is whole, copy it from elsewhere", failure)

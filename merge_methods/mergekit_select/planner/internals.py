@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import threading
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mergekit.merge import (
     _update_config_vocab,
 )
 from mergekit.options import MergeOptions
+from mergekit.scripts import multimerge
 from mergekit.tokenizer import build as tokenizer_build
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -66,6 +67,18 @@ def offer_names(reference: ModelReference, names: Mapping[str, object]) -> None:
     """Let mergekit's planner see these tensor names instead of opening, or downloading, a model."""
     index = ShardedTensorIndex("", True, dict.fromkeys(names, ""), [])
     LoaderCache.loaders[reference] = LazyTensorLoader(index)
+
+
+@contextmanager
+def merging_stages_by(run: Callable[..., None]) -> Iterator[None]:
+    """Let mergekit-multi make each of its merges by another function than ``mergekit.merge.run_merge``."""
+    with _lock:
+        module: Any = multimerge
+        own, module.run_merge = module.run_merge, run
+        try:
+            yield
+        finally:
+            module.run_merge = own
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from mergekit_select.errors import UnreadableError, one_line
-from mergekit_select.inputs.files import read_json
+from mergekit_select.inputs.files import read_json, write_whole
 from mergekit_select.provenance.statement import (
     BUILD_TYPE,
     MAJOR,
@@ -68,12 +67,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UnreadableError: It cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(text.encode())
-        temporary.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UnreadableError(f"cannot write {path}: {error.strerror}") from error
 
 

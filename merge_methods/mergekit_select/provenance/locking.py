@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Collection, Mapping
-from pathlib import Path
+import os
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
+from pydantic import ValidationError
 
 from mergekit_select import kinds
+from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Findings
 from mergekit_select.inputs.digests import Digests, File
 from mergekit_select.inputs.hub import is_hub_id, is_pinned, offline, read_revision
@@ -76,19 +78,54 @@ def lock(
         stays = None if {reference, reference.partition("@")[0]} & set(upgrade) else earlier.get(reference)
         cache = options.transformers_cache
         parents.append(resolve(reference, roles, digests, cache, stays, moved.get(reference)))
-    described = {str(resource.uri): resource for parent in parents for resource in list(parent.resources())[1:]}
-    heads = [next(parent.resources()) for parent in parents]
+    return define(text, place, {name: getattr(options, name) for name in OPTIONS}, parents)
+
+
+def define(
+    text: str, place: str, options: Mapping[str, bool | int | str | None], parents: Sequence[Parent]
+) -> BuildDefinition:
+    """Return the build definition of a recipe, its options by name, and its models.
+
+    Raises:
+        UnreadableError: A model's file or commit has a name that cannot be recorded.
+    """
+    try:
+        described = {str(resource.uri): resource for parent in parents for resource in list(parent.resources())[1:]}
+        heads = [next(parent.resources()) for parent in parents]
+    except ValidationError as error:
+        raise UnreadableError(f"{place}: a model cannot be recorded: {one_line(error)}") from error
     packages = [Resource(uri=f"pkg:pypi/{name}@{importlib.metadata.version(name)}") for name in PACKAGES]
     return BuildDefinition(
         build_type=BUILD_TYPE,
         external_parameters=External(
             recipe=RecipeText(text=text, sha256=text_digest(text)),
-            options={name: getattr(options, name) for name in OPTIONS},
+            options=dict(options),
             reproducible=_reproducible(text, place),
         ),
         internal_parameters=Internal(draws=draws.VERSION),
         resolved_dependencies=[*heads, *(described[uri] for uri in sorted(described)), *packages],
     )
+
+
+def recorded_options(definition: BuildDefinition, options: MergeOptions, given: Collection[str] = ()) -> MergeOptions:
+    """Return options with the recorded ones in their place, but for trust in code, which no record can give.
+
+    Args:
+        definition: The record.
+        options: Where caches are, and on which device.
+        given: Names of options that stay whatever is recorded.
+
+    Raises:
+        UnreadableError: A recorded option is of another type.
+    """
+    recorded = definition.external_parameters.options
+    values = {name: recorded[name] for name in OPTIONS if name in recorded and name not in given}
+    try:
+        return MergeOptions.model_validate(
+            {**options.model_dump(), **values, "trust_remote_code": options.trust_remote_code}
+        )
+    except ValidationError as error:
+        raise UnreadableError(f"externalParameters.options: {one_line(error)}; get the file again") from error
 
 
 def pinned(definition: BuildDefinition, place: str) -> str:
@@ -108,7 +145,7 @@ def notes(parents: list[Parent]) -> Findings:
     """Tell what the reader of a lock should know: folders that hide a hub's model, branches that have moved."""
     found = Findings()
     for parent in parents:
-        if parent.commit is None and is_hub_id(parent.path) and "/" in parent.path and Path(parent.path).is_dir():
+        if parent.commit is None and is_hub_id(parent.path) and "/" in parent.path and os.path.isdir(parent.path):
             found.add(kinds.LOCAL_BEFORE_HUB, parent.reference, path=parent.path)
         if parent.commit is not None and not is_pinned(parent.revision) and not offline():
             now = read_revision(parent.path, parent.revision).commit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from mergekit.scripts.multimerge import load_config, make_tasks
 
-from mergekit_select.errors import PlanError
+from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.findings import Findings, Severity, some
 from mergekit_select.inputs.digests import Digests, folder_files
 from mergekit_select.inputs.hub import hub_errors
@@ -22,7 +22,7 @@ from mergekit_select.inputs.recipe import read_text
 from mergekit_select.planner.internals import isolated
 from mergekit_select.provenance.documents import read_definition
 from mergekit_select.provenance.locking import file_differences, lock, pinned, stale
-from mergekit_select.provenance.parents import Parent, configurations, parents_of
+from mergekit_select.provenance.parents import Parent, configurations, located, parents_of
 from mergekit_select.provenance.statement import BuildDefinition
 
 
@@ -73,6 +73,24 @@ def require(findings: Findings, source: str) -> None:
         raise PlanError(f"the merge does not agree with {source}: {some(said)}; {errors[0].remedy}")
 
 
+def require_unchanged(
+    definition: BuildDefinition, digests: Digests, locations: Mapping[str, str] | None = None
+) -> None:
+    """Refuse to record a merge whose local models are not what they were before: nobody knows which bytes it read.
+
+    Raises:
+        UnreadableError: A file of theirs is another, or gone.
+    """
+    moved = located(definition.recipe, "the recipe", locations or {})
+    for parent in parents_of(definition.resolved_dependencies):
+        there = Path(moved.get(parent.reference, parent.path))
+        if parent.commit is None and file_differences(parent.reference, parent.files, folder_files(there, digests)):
+            raise UnreadableError(
+                f"model {parent.reference} has changed while it was read, so nothing is recorded; "
+                f"merge into another folder"
+            )
+
+
 def downloaded_differences(parent: Parent, options: MergeOptions, digests: Digests) -> Findings:
     """Download a hub model as mergekit would, and compare the bytes with those recorded; nothing for a local folder.
 
@@ -94,6 +112,8 @@ def merge(text: str, place: str, out: Path, options: MergeOptions) -> None:
         PlanError: mergekit refuses the merge.
     """
     merges = configurations(text, place)
+    if len(merges) > 1 and None not in dict(merges):
+        raise PlanError(f"{place} must have a merge without a name, which is the one to make; make it anew")
     try:
         with isolated(options):
             if len(merges) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from mergekit_select.provenance.locking import file_differences, lock, notes
 from mergekit_select.provenance.parents import Parent
 from mergekit_select.provenance.recording import read_record, versions
 from mergekit_select.provenance.sources import obtained
-from mergekit_select.provenance.statement import BuildDefinition, TensorTable
+from mergekit_select.provenance.statement import MOST_BYTES, BuildDefinition, TensorTable
 from mergekit_select.verification.output import RECIPE
 
 _DOWNLOAD_RATE = 50e6  # bytes a second, for the estimate: a good line to a hub
@@ -78,7 +79,7 @@ def read_origin(target: str, options: MergeOptions, digests: Digests, findings: 
     Raises:
         UnreadableError: It cannot be read, or says nothing of how it was made.
     """
-    if Path(target).is_file():
+    if os.path.isfile(target):
         return Origin(target, read_definition(Path(target)), None, True, None)
     folder = obtained(target, options, [STATEMENT, TENSORS, RECIPE, "config.json"])
     kept = read_record(folder)
@@ -89,7 +90,7 @@ def read_origin(target: str, options: MergeOptions, digests: Digests, findings: 
                 findings.add(kinds.VERSION_DIFFERS, package, version, package=package, expected=made[package])
         return Origin(target, kept[0].definition, kept[1], True, folder)
     recipe = folder / RECIPE
-    if not recipe.exists():
+    if not os.path.exists(recipe):
         raise UnreadableError(f"{target} has neither {STATEMENT} nor {RECIPE}: how it was made cannot be known")
     for what in ("at which commits its models were", "with which options and versions it was merged"):
         findings.add(kinds.NOT_RECORDED, target, what=what)
@@ -113,12 +114,15 @@ def examine(
     """
     place = moved.get(parent.reference, parent.reference)
     if parent.commit is None or parent.reference in moved:
-        if not Path(place).is_dir():
+        if not os.path.isdir(place):
             findings.add(kinds.PARENT_LOCAL, parent.reference, place, path=parent.path)
         else:
             there = folder_files(Path(place), digests)
             findings += file_differences(parent.reference, parent.files, there, partly=parent.commit is not None)
         return place
+    if os.path.exists(parent.path):
+        findings.add(kinds.HUB_HIDDEN, parent.reference, path=parent.path)
+        return parent.pinned
     try:
         if not offline():
             with hub_errors():
@@ -168,6 +172,8 @@ def needs(parents: Sequence[Parent], tensors: TensorTable | None, options: Merge
     if tensors is not None:
         entries = tensors.tensors.values()
         written = sum(math.prod(entry.shape) * _width(entry.dtype) for entry in entries)
+        if written >= MOST_BYTES:
+            raise UnreadableError(f"{TENSORS}: tensors must have fewer than 2^63 bytes; get the file again")
     seconds = download / _DOWNLOAD_RATE + (read + (written or 0)) / _MERGE_RATE
     return Needs(download, read, written, seconds)
 
@@ -178,7 +184,7 @@ def require_space(found: Needs, out: Path | None, options: MergeOptions, finding
     if out is not None:
         places[out] = found.written or found.read
     for place, size in places.items():
-        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+        there = next(folder for folder in (place, *place.absolute().parents) if os.path.exists(folder))
         free = shutil.disk_usage(there).free
         if size > free:
             findings.add(kinds.DISK_FULL, str(place), f"{size:,} bytes, and {free:,} are free")

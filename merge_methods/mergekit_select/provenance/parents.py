@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -16,7 +17,7 @@ from mergekit_select.inputs.digests import Digests, File, folder_files, root_dig
 from mergekit_select.inputs.hub import is_hub_id, licence_of, read_revision
 from mergekit_select.inputs.recipe import parse_recipes, validated
 from mergekit_select.inputs.references import is_local, references, relocated
-from mergekit_select.provenance.statement import Resource
+from mergekit_select.provenance.statement import MOST_BYTES, Resource
 
 _HUB, _FILE = "pkg:huggingface/", "file:"
 
@@ -82,7 +83,7 @@ def parents_of(resources: Iterable[Resource]) -> list[Parent]:
         uri, separator, path = (resource.uri or "").partition("#")
         size = (resource.annotations or {}).get("size")
         if separator:
-            if not isinstance(size, int) or size < 0 or not resource.digest:
+            if not isinstance(size, int) or not 0 <= size < MOST_BYTES or not resource.digest:
                 raise UnreadableError(
                     f"resolvedDependencies: {resource.uri} must have a size and a digest, got {size!r}"
                 )
@@ -141,6 +142,21 @@ def roles_of(text: str, place: str) -> dict[str, set[str]]:
     return roles
 
 
+def require_same_models(text: str, place: str, parents: Sequence[Parent]) -> None:
+    """Refuse a record whose recipe names other models than those recorded, or one of which is recorded twice.
+
+    Raises:
+        UnreadableError: It is such a record, or its recipe is no recipe.
+    """
+    recorded, named = [parent.reference for parent in parents], roles_of(text, place).keys()
+    wrong = sorted(name for name in {*recorded, *named} if recorded.count(name) != (name in named))
+    if wrong:
+        raise UnreadableError(
+            f"{place}: resolvedDependencies must have each model of the recipe once, and no other, got "
+            f"{recorded.count(wrong[0])} of {wrong[0]!r}; get the file again"
+        )
+
+
 def resolve(
     reference: str,
     roles: Iterable[str],
@@ -164,7 +180,7 @@ def resolve(
     """
     path = ModelPath.model_validate(location or reference)
     roles = tuple(sorted(roles))
-    if Path(path.path).exists():  # as mergekit asks
+    if os.path.exists(path.path):  # as mergekit asks
         folder = Path(path.path)
         files = folder_files(folder, digests) if folder.is_dir() else ()
         if not files:

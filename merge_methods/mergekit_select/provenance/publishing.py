@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +18,20 @@ from mergekit_select.inputs.digests import Digests, File, folder_files, root_dig
 from mergekit_select.inputs.hub import read_revision, said
 from mergekit_select.provenance.locking import file_differences
 from mergekit_select.provenance.parents import Parent
+from mergekit_select.provenance.recording import SIGNATURE
 
-# Weights of another merge in the same repository, which transformers might load instead.
-_STALE = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"]
+# Of another merge in the same repository: weights, which transformers might load instead, and a signature.
+_STALE = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", SIGNATURE]
 _FREE = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "isc", "mpl-2.0", "unlicense"}
 )
 
 
-def refusals(parents: Sequence[Parent], allow_local: bool) -> Findings:
+def refusals(folder: Path, parents: Sequence[Parent], allow_local: bool, signing: bool) -> Findings:
     """Say what speaks against publishing a merge of these models, as far as it is known."""
     found = Findings()
+    if not signing and os.path.exists(folder / SIGNATURE):
+        found.add(kinds.SIGNATURE_OLD, SIGNATURE)
     for parent in parents:
         if parent.commit is None and not allow_local:
             found.add(kinds.RECIPE_LOCAL, parent.reference)
@@ -64,11 +69,19 @@ def upload(
         PlanError: The hub holds other bytes than were sent.
     """
     files = folder_files(folder, digests)
-    title = f"mergekit-select publish {root_digest({file.path: file.digest['sha256'] for file in files})[:16]}"
+    # Without the signature, which is another one whenever it is made.
+    held = {file.path: file.digest["sha256"] for file in files if file.path != SIGNATURE}
+    title = f"mergekit-select publish {root_digest(held)[:16]}"
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        if not _differences(repository, None, files):
+        stale, kept = _others(repository, files)
+        if kept and len(held) < len(files):
+            raise PlanError(
+                f"{repository} must hold no files beside those that are signed, since a signature is over all files, "
+                f"and holds {some(kept)}; remove them there, or publish without a signature"
+            )
+        if not stale and not _differences(repository, None, files):
             say(f"{repository} holds these files already")
             return read_revision(repository, None).commit
         number, status = _pull_request(api, repository, title)
@@ -108,6 +121,14 @@ def _pull_request(api: HfApi, repository: str, title: str) -> tuple[int, str]:
             return found.num, found.status
     made = api.create_pull_request(repository, title, description="Uploaded by mergekit-select publish.")
     return made.num, made.status
+
+
+def _others(repository: str, files: Sequence[File]) -> tuple[list[str], list[str]]:
+    """Return the files of a repository that are none of these: those that go, and those that stay."""
+    ours = {file.path for file in files}
+    others = [file.path for file in read_revision(repository, None).files if file.path not in ours]
+    stale = [path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in _STALE)]
+    return stale, [path for path in others if path not in stale]
 
 
 def _differences(repository: str, revision: str | None, files: Sequence[File]) -> Findings:

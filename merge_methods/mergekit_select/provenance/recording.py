@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mergekit.options import MergeOptions
+from pydantic import ValidationError
 
 from mergekit_select import kinds
 from mergekit_select.bits import digest, dtype_name
-from mergekit_select.errors import UnreadableError
+from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Findings
 from mergekit_select.inputs.digests import Digests, file_names, root_digest
 from mergekit_select.inputs.recipe import read_text
@@ -73,10 +74,11 @@ def record(
     write_document(folder / TENSORS, tensors or read_tensors(folder, progress))
     files = {name: digests.of(folder / name)["sha256"] for name in file_names(folder) if name not in _BESIDE}
     table = Digests().of(folder / TENSORS)["sha256"]
-    subject = [
-        Subject(name=".", digest={"sha256": root_digest(files)}),
-        *(Subject(name=name, digest={"sha256": sha256}) for name, sha256 in files.items()),
-    ]
+    try:
+        named = [Subject(name=name, digest={"sha256": sha256}) for name, sha256 in files.items()]
+    except ValidationError as error:
+        raise UnreadableError(f"{folder} cannot be recorded: {one_line(error)}; rename the file") from error
+    subject = [Subject(name=".", digest={"sha256": root_digest(files)}), *named]
     finished = datetime.datetime.now(datetime.timezone.utc)
     details = RunDetails(
         builder=Builder(id=BUILDER, version={**versions(), "device": options.device or "cpu"}),
@@ -136,7 +138,7 @@ def changes(folder: Path, statement: Statement, digests: Digests | None = None) 
         path, expected = folder / subject.name, subject.digest.get("sha256")
         if subject.name == ".":
             continue
-        if not path.exists():
+        if not os.path.exists(path):
             found.add(kinds.FOLDER_LACKS, subject.name)
         elif (now := digests.of(path)["sha256"]) != expected:
             found.add(kinds.FOLDER_CHANGED, subject.name, now, expected=expected)
@@ -151,7 +153,7 @@ def pins(recipe: Path, statement: Statement, locations: Mapping[str, str]) -> di
         statement: The record.
         locations: Where models lie now; these go before what is recorded.
     """
-    named = roles_of(read_text(recipe), str(recipe)) if recipe.exists() else {}
+    named = roles_of(read_text(recipe), str(recipe)) if os.path.exists(recipe) else {}
     found = {
         parent.reference: parent.pinned
         for parent in parents_of(statement.definition.resolved_dependencies)

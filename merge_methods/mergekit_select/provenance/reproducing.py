@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import datetime
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mergekit.options import MergeOptions
-from pydantic import ValidationError
 
 from mergekit_select import kinds
 from mergekit_select.bits import digest, dtype_name
-from mergekit_select.errors import PlanError, UnreadableError, one_line
+from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.findings import Finding, Findings, Severity
 from mergekit_select.inputs.digests import Digests
 from mergekit_select.planner.opening import opened
 from mergekit_select.planner.plan import PlannedTensor
-from mergekit_select.provenance.locking import OPTIONS
+from mergekit_select.provenance.locking import recorded_options
 from mergekit_select.provenance.merging import downloaded_differences, merge
 from mergekit_select.provenance.origins import Needs, Origin, examine, needs, read_origin, require_space
-from mergekit_select.provenance.parents import configurations, located, parents_of
+from mergekit_select.provenance.parents import configurations, located, parents_of, require_same_models
 from mergekit_select.provenance.pinning import renamed
 from mergekit_select.provenance.recording import read_record, read_tensors, record
 from mergekit_select.provenance.sources import obtained
-from mergekit_select.provenance.statement import TENSOR_TABLE, BuildDefinition, TensorEntry, TensorTable
+from mergekit_select.provenance.statement import TENSOR_TABLE, TensorEntry, TensorTable
 
 Verdict = Literal["same", "not same", "undecided", "made", "possible", "not possible"]
 Progress = Callable[[Iterable[PlannedTensor]], Iterable[PlannedTensor]]
@@ -82,7 +82,7 @@ def reproduce(
         UnreadableError: The target, its record or a model cannot be read, or ``out`` is in use.
         PlanError: mergekit refuses the merge.
     """
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out is not None and os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UnreadableError(f"OUT must be a folder that is not there, or empty, got {out}; give another")
     findings, digests = Findings(), digests or Digests()
     origin = read_origin(target, options, digests, findings)
@@ -90,6 +90,7 @@ def reproduce(
     if definition.external_parameters.options.get("trust_remote_code"):
         findings.add(kinds.REMOTE_CODE_RECORDED, "options")
     parents = parents_of(definition.resolved_dependencies)
+    require_same_models(definition.recipe, target, parents)
     moved = located(definition.recipe, target, locations or {})
     names = {parent.reference: examine(parent, moved, options, digests, findings) for parent in parents}
     wanted = needs(parents, origin.tensors, options)
@@ -103,7 +104,9 @@ def reproduce(
         return Reproduction(target, verdict, wanted, tuple(findings))
     text = renamed(definition.recipe, target, names)
     with ExitStack() as stack:
-        exact = _options(definition, options, stack)
+        # Without a cache, adapters are merged anew: what lies in one may be of others.
+        cache = options.lora_merge_cache or stack.enter_context(tempfile.TemporaryDirectory())
+        exact = recorded_options(definition, options.model_copy(update={"quiet": True, "lora_merge_cache": cache}))
         found = _made(text, origin, out, exact, digests, progress)
     expected = origin.tensors
     if expected is None and origin.folder is not None:
@@ -139,20 +142,6 @@ def _made(
                     dtype=dtype_name(tensor.dtype), shape=list(tensor.shape), sha256=digest(tensor)
                 )
     return TensorTable.model_validate({"schema": TENSOR_TABLE, "tensors": entries})
-
-
-def _options(definition: BuildDefinition, options: MergeOptions, stack: ExitStack) -> MergeOptions:
-    """Return the recorded options, with this machine's caches and device."""
-    recorded = definition.external_parameters.options
-    values: dict[str, Any] = {name: recorded[name] for name in OPTIONS if name in recorded}
-    local = ("transformers_cache", "lora_merge_cache", "device", "num_threads", "lazy_unpickle", "read_to_gpu")
-    values |= {name: getattr(options, name) for name in local} | {"quiet": True}
-    if options.lora_merge_cache is None:  # adapters are merged anew: what lies in a cache may be of others
-        values["lora_merge_cache"] = stack.enter_context(tempfile.TemporaryDirectory())
-    try:
-        return MergeOptions(**values)
-    except ValidationError as error:
-        raise UnreadableError(f"externalParameters.options: {one_line(error)}; get the file again") from error
 
 
 def _differences(expected: TensorTable, found: TensorTable) -> Iterable[str]:

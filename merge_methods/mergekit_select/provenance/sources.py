@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -13,6 +13,7 @@ from mergekit_select.errors import UnreadableError
 from mergekit_select.findings import Findings
 from mergekit_select.inputs.digests import Digests
 from mergekit_select.inputs.hub import hub_errors, is_hub_id
+from mergekit_select.provenance.locking import recorded_options
 from mergekit_select.provenance.recording import changes, pins, read_record
 from mergekit_select.verification.output import RECIPE
 
@@ -42,8 +43,13 @@ def obtained(out: str, options: MergeOptions, patterns: list[str] | None = None)
 
 
 def compared(
-    folder: Path, recipe: str | None, locations: Mapping[str, str], digests: Digests
-) -> tuple[Findings, dict[str, str]]:
+    folder: Path,
+    recipe: str | None,
+    locations: Mapping[str, str],
+    digests: Digests,
+    options: MergeOptions,
+    given: Collection[str],
+) -> tuple[Findings, dict[str, str], MergeOptions]:
     """Compare a folder with its record, where it has one.
 
     Args:
@@ -51,14 +57,18 @@ def compared(
         recipe: Its recipe, where it is not in it.
         locations: Where models of the recipe lie now; these go before what is recorded.
         digests: Remembers what was hashed.
+        options: As for the merge, where they are not recorded.
+        given: Names of options that stay whatever is recorded.
 
     Returns:
-        What is not as recorded, and where the models of its recipe are to be taken from.
+        What is not as recorded, where the models of its recipe are to be taken from, and the merge's options.
 
     Raises:
         UnreadableError: The record breaks a rule of its format.
     """
     kept = read_record(folder)
     if kept is None:
-        return Findings(), dict(locations)
-    return changes(folder, kept[0], digests), pins(Path(recipe or folder / RECIPE), kept[0], locations)
+        return Findings(), dict(locations), options
+    statement = kept[0]
+    places = pins(Path(recipe or folder / RECIPE), statement, locations)
+    return changes(folder, statement, digests), places, recorded_options(statement.definition, options, given)

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+MOST_BYTES = 1 << 63  # of a file or a merge; more is no size
 MAJOR = 1  # of the formats below; a reader refuses any other
 BUILD_TYPE: Final = "https://github.com/mergekit-select/mergekit-select/merge/v1"
 TENSOR_TABLE: Final = "https://github.com/mergekit-select/mergekit-select/tensors/v1"
