@@ -45,7 +45,7 @@ def of_poisson(events: int, mean: float) -> tuple[float, float]:
 def serial(values: torch.Tensor, lag: int) -> float:
     """Return the probability of the counts of pairs that lie so far apart, by their upper and by their lower bytes."""
     whole = values[: len(values) // (2 * lag) * 2 * lag]
-    first, second = whole.view(-1, 2 * lag).split(lag, dim=1)  # pairs that have no draw in common
+    first, second = whole.view(-1, 2, lag).unbind(1)  # pairs that have no draw in common
     worst = 1.0
     for shift in (8, 0):
         pairs = ((first >> shift & 255) << 8 | second >> shift & 255).flatten()

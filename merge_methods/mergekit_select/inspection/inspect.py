@@ -20,7 +20,7 @@ from mergekit_select.inspection.count import count
 from mergekit_select.inspection.tally import Tally, empty
 from mergekit_select.methods import OWN, RESAMPLING
 from mergekit_select.planner.engine import Engine
-from mergekit_select.planner.opening import opened
+from mergekit_select.planner.opening import opened, with_adapter_cache
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.selection import Drawn, drawn
 from mergekit_select.selection.slots import slots
@@ -127,7 +127,7 @@ def inspect(
         MergekitSelectError: A parameter breaks its rule.
     """
     config = recipe if isinstance(recipe, MergeConfiguration) else read_recipe(recipe)
-    with opened(config, options) as engine:
+    with with_adapter_cache(options) as complete, opened(config, complete) as engine:
         models, bases = _models(engine.tensors)
         tallies = {}
         for planned in progress(engine.tensors):

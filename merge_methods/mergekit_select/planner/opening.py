@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,17 @@ def opened(config: MergeConfiguration, options: MergeOptions | None = None) -> I
             with torch.random.fork_rng():
                 torch.manual_seed(options.random_seed)
                 yield Engine(_plan(config, options, cache))
+
+
+@contextmanager
+def with_adapter_cache(options: MergeOptions | None) -> Iterator[MergeOptions]:
+    """Give a block options with a folder for merged adapters, one of its own where they name none.
+
+    What lies in a folder from earlier may be of other adapters.
+    """
+    options = options or MergeOptions()
+    with tempfile.TemporaryDirectory(prefix="mergekit-select-") as folder:
+        yield options.model_copy(update={"lora_merge_cache": options.lora_merge_cache or folder})
 
 
 def _plan(config: MergeConfiguration, options: MergeOptions, cache: LoaderCache) -> Plan:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +16,7 @@ from mergekit_select.bits import digest, dtype_name
 from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.findings import Finding, Findings, Severity
 from mergekit_select.inputs.digests import Digests
-from mergekit_select.planner.opening import opened
+from mergekit_select.planner.opening import opened, with_adapter_cache
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.provenance.locking import recorded_options
 from mergekit_select.provenance.merging import downloaded_differences, merge
@@ -103,10 +101,8 @@ def reproduce(
         verdict: Verdict = "not possible" if findings.of(Severity.ERROR) else "possible"
         return Reproduction(target, verdict, wanted, tuple(findings))
     text = renamed(definition.recipe, target, names)
-    with ExitStack() as stack:
-        # Without a cache, adapters are merged anew: what lies in one may be of others.
-        cache = options.lora_merge_cache or stack.enter_context(tempfile.TemporaryDirectory())
-        exact = recorded_options(definition, options.model_copy(update={"quiet": True, "lora_merge_cache": cache}))
+    with with_adapter_cache(options) as own:
+        exact = recorded_options(definition, own.model_copy(update={"quiet": True}))
         found = _made(text, origin, out, exact, digests, progress)
     expected = origin.tensors
     if expected is None and origin.folder is not None:

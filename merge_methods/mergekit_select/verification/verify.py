@@ -17,7 +17,7 @@ from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.inputs.recipe import read_recipe
 from mergekit_select.inputs.references import donor, relocated
 from mergekit_select.planner.determinism import Determinism, determinism
-from mergekit_select.planner.opening import opened
+from mergekit_select.planner.opening import opened, with_adapter_cache
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.planner.vocabulary import tokenizer_source
 from mergekit_select.verification.companions import companion_problems
@@ -100,7 +100,11 @@ def verify(
         config = relocated(config, locations)
     comparison = Comparison(found)
     union = tokenizer_source(config) == "union"
-    with opened(config, options) as engine, tempfile.TemporaryDirectory(prefix="mergekit-select-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="mergekit-select-") as scratch,
+        with_adapter_cache(options) as complete,
+        opened(config, complete) as engine,
+    ):
         for planned in progress(engine.tensors):
             comparison.compare(planned.name, engine.merged(planned))
         comparison.finish()
