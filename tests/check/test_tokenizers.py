@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mergekit_select.check.models import token_ids
 from mergekit_select.findings import Severity
 from tests.check.cases import Case, Cases, checked, kinds, only
 from tests.support.checkpoints import (
@@ -142,3 +143,24 @@ def test_vocabularies_of_different_sizes_are_aligned_or_cut(llamas: Family, tmp_
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         held = tensors_of(merge(config | changes, tmp_path / "out", **options))
         assert report.costs[0].bytes_written == sum(t.numel() * t.element_size() for t in held.values())
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        ({"vocab.json": {"a": 0}, "added_tokens.json": {"b": 1}}, {"a": 0, "b": 1}),
+        ({"vocab.json": {"a": 0}}, {"a": 0}),
+        ({"vocab.txt": "a\nb\n"}, {"a": 0, "b": 1}),
+        ({"tokenizer.json": {"model": {"vocab": [["a", -1.5], ["b", -2.5]]}}}, {"a": 0, "b": 1}),
+        (
+            {"tokenizer.json": {"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "b", "id": 7}]}},
+            {"a": 0, "b": 7},
+        ),
+        ({"tokenizer.model": "sentencepiece"}, None),
+    ],
+    ids=["added", "json", "txt", "unigram", "tokenizers", "sentencepiece"],
+)
+def test_ids_by_token_in_every_kind_of_file(files: dict[str, Any], ids: dict[str, int] | None, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    assert token_ids(tmp_path) == ids

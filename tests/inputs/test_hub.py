@@ -40,3 +40,29 @@ def test_hub_models_are_checked_without_their_weights(llamas: Family, tmp_path: 
     assert sum(hub.sent.values()) < 1_000_000
     assert hub.sent["model.safetensors"] < 500_000
     assert len(hub.requests) < 60
+
+
+def test_repositories_that_cannot_be_merged(llamas: Family, tmp_path: Path) -> None:
+    contents = {
+        "gguf-alone": ["model.gguf"],
+        "nothing": ["README.md"],
+        "gguf": ["config.json", "model.gguf"],
+        "config-alone": ["config.json"],
+    }
+    folders = {"team/base": llamas.base}
+    for name, files in contents.items():
+        folders[f"team/{name}"] = folder = tmp_path / name
+        folder.mkdir()
+        for file in files:
+            there = llamas.base / file
+            (folder / file).write_bytes(there.read_bytes() if there.exists() else b"GGUF")
+    file = written(tmp_path / "recipe.yml", recipe(SELECTION, "team/base", [*folders][1:]))
+    with serving(folders) as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        done = run("mergekit-select", "check", file, "--json", env=environment)
+    assert done.returncode == 1, done.stderr
+    errors = [finding for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "error"]
+    kinds = ["model-quantised", "model-missing", "model-quantised", "model-missing"]
+    assert [(finding["place"].split(".")[0], finding["kind"]) for finding in errors] == [
+        (f"models[{number}]", kind) for number, kind in enumerate(kinds)
+    ]
