@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mergekit_select.provenance import read_record
 from mergekit_select.verification import verify
+from tests.support.checkpoints import changed, digests
 from tests.support.commands import invoke, one_line
 from tests.support.models import Family
 from tests.support.recipes import written
@@ -56,3 +58,28 @@ def test_ray_decides_itself(recipe: Path, tmp_path: Path) -> None:
     result = invoke("merge", recipe, tmp_path / "out", "--ray", "auto", "--jobs", "2")
     assert result.exit_code == 2
     assert "--ray decides itself who merges what" in result.stderr
+
+
+def test_processes_and_their_memory_are_told_before_they_start(recipe: Path, tmp_path: Path) -> None:
+    told = invoke("merge", recipe, tmp_path / "out", "--jobs", "2").stderr
+    assert "2 processes of 1.0 GiB at most" in told
+    assert "GiB" not in invoke("merge", recipe, tmp_path / "quiet", "--jobs", "2", "--quiet").stderr
+
+
+def test_the_record_holds_what_was_computed_and_a_later_change_is_not_recorded(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("merge", recipe, out, "--jobs", "1", "--quiet")
+    assert invoke(*arguments).exit_code == 0
+    kept = read_record(out)
+    assert kept is not None
+    assert {name: entry.sha256 for name, entry in kept[1].tensors.items()} == digests(out)
+    changed(out, lambda tensors: tensors["model.norm.weight"].add_(1))
+    assert invoke(*arguments).exit_code == 0  # nothing is left to do
+    assert read_record(out) == kept
+    assert not verify(out).same
+
+
+def test_windows_has_no_such_locks(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    one_line(invoke("merge", recipe, tmp_path / "out"), 1, "use mergekit-yaml, or WSL")
+    assert not (tmp_path / "out").exists()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,9 +14,11 @@ import click
 from mergekit_select.cli._errors import NO, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options
 from mergekit_select.cli._output import bar, counting, print_report
+from mergekit_select.errors import PlanError
 
 if TYPE_CHECKING:
     from mergekit_select.execution.job import Job
+    from mergekit_select.execution.local import Outcome
 
 _EXAMPLES = """\b
 Examples:
@@ -88,18 +90,25 @@ def command(
         raise click.UsageError(
             "--ray decides itself who merges what: give it without --jobs, --shard, --finish, --rehash"
         )
+    if sys.platform == "win32":
+        raise PlanError("merge needs file locks that Windows does not have (fcntl); use mergekit-yaml, or WSL")
     from mergekit_select.execution.cluster import merge_on_ray
-    from mergekit_select.execution.local import merge
+    from mergekit_select.execution.local import PROCESS_BYTES, merge
     from mergekit_select.execution.request import Request
 
     request = Request(recipe, out, merge_options, share)
     shown: Any = None
 
-    def show(job: Job) -> None:
+    def begin(job: Job, processes: int) -> None:
         nonlocal shown
-        if shown is None:
-            shown = bar("Merging", "B", quiet)
-            shown.total, shown.unit_scale = sum(part.nbytes for part in job.layout.parts), True
+        if not quiet:
+            each = (PROCESS_BYTES + job.layout.peak) / 2**30
+            click.echo(f"{_processes(processes)} of {each:.1f} GiB at most", err=True)
+        shown = bar("Merging", "B", quiet)
+        shown.total, shown.unit_scale = sum(part.nbytes for part in job.layout.parts), True
+        show(job)
+
+    def show(job: Job) -> None:
         left = job.missing()
         done = sum(len(part.tensors) for part in job.layout.parts) - sum(len(part.tensors) for part in left)
         shown.set_postfix_str(f"{done} tensors", refresh=False)
@@ -109,16 +118,17 @@ def command(
     with _recorded(recipe, merge_options, quiet, provenance and share is None) as write_record:
         try:
             if ray is not None:
-                outcome = merge_on_ray(request, ray, started=show, progress=show)
+                outcome = merge_on_ray(request, ray, started=begin, progress=show)
             else:
-                outcome = merge(request, jobs=jobs, only_finish=only_finish, rehash=rehash, started=show, progress=show)
+                outcome = merge(
+                    request, jobs=jobs, only_finish=only_finish, rehash=rehash, started=begin, progress=show
+                )
         finally:
             if shown is not None:
                 shown.close()
         if outcome.finished:
-            write_record(Path(outcome.out))
-    processes = f"{outcome.jobs} process{'es' * (outcome.jobs > 1)}"
-    text = f"{outcome.out}: finished, with {processes}"
+            write_record(outcome)
+    text = f"{outcome.out}: finished, with {_processes(outcome.jobs)}"
     if not outcome.finished:
         text = f"{outcome.out}: this share is merged, {outcome.missing} parts of others are missing"
     data = {"ok": True, "finished": outcome.finished, "missing": outcome.missing, "jobs": outcome.jobs}
@@ -126,22 +136,29 @@ def command(
     raise click.exceptions.Exit(YES)
 
 
+def _processes(count: int) -> str:
+    return f"{count} process{'es' * (count > 1)}"
+
+
 @contextmanager
-def _recorded(recipe: str, given: dict[str, Any], quiet: bool, wanted: bool) -> Iterator[Callable[[Path], object]]:
+def _recorded(recipe: str, given: dict[str, Any], quiet: bool, wanted: bool) -> Iterator[Callable[[Outcome], object]]:
     """Look up what a merge is made from before it begins; give what records that afterwards."""
     if not wanted:
         yield lambda _: None
         return
     from mergekit.options import MergeOptions
 
-    from mergekit_select.provenance import lock, read_text, record, require_unchanged
+    from mergekit_select.provenance import lock, read_record, read_text, record, require_unchanged, table
 
     options, started = MergeOptions(**given), datetime.datetime.now(datetime.timezone.utc)
     with counting("Hashing", quiet) as digests:
         definition = lock(read_text(recipe), recipe, options, digests=digests)
 
-        def write(out: Path) -> None:
+        def write(outcome: Outcome) -> None:
+            if not outcome.anew and read_record(outcome.out) is not None:
+                return  # a record says what was there when the merge was finished
             require_unchanged(definition, digests)
-            record(out, options, definition, started=started, digests=digests)
+            computed = table(outcome.tensors)
+            record(outcome.out, options, definition, tensors=computed, started=started, digests=digests)
 
         yield write

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, one_line
-from mergekit_select.execution.local import PROCESS_BYTES, Outcome, Progress
+from mergekit_select.execution.local import PROCESS_BYTES, Outcome, Progress, Started
 from mergekit_select.execution.request import Request
 from mergekit_select.inputs.processors import cores
 
@@ -24,14 +24,14 @@ _ROUNDS = 3  # times that what is missing after all tasks have ended is asked fo
 
 
 def merge_on_ray(
-    request: Request, address: str, *, started: Progress = lambda job: None, progress: Progress = lambda job: None
+    request: Request, address: str, *, started: Started = lambda job, jobs: None, progress: Progress = lambda job: None
 ) -> Outcome:
     """Merge on a Ray cluster, or go on with a merge that was interrupted; no tensor passes through Ray.
 
     Args:
         request: What to merge; recipe, models and output lie on a file system that every node sees.
         address: The cluster's ``host:port``, or ``auto`` for the one that runs here, else one of this machine alone.
-        started: Called with the merge once it is planned.
+        started: Called with the merge once it is planned, and with the number of cores.
         progress: Called with it whenever more may be done.
 
     Raises:
@@ -46,17 +46,17 @@ def merge_on_ray(
     with _connected(address) as ray, opened_job(request) as job:
         if not job.workspace.acquire(WHOLE):
             raise PlanError(f"another process is merging into {job.workspace.out}; wait for it, or stop it")
-        if not job.workspace.finished:
+        anew = not job.workspace.finished
+        if anew:
             forget_lost(job)
-        started(job)
+        started(job, _cpus(ray))
         for _ in range(_ROUNDS):
             if job.missing():
                 _run(ray, job, request, progress)
         missing = job.missing()
         if missing:
             raise PlanError(f"{len(missing)} parts are missing after all tasks have ended; repeat the command")
-        finish(job)
-        return Outcome(job.workspace.out, True, 0, _cpus(ray))
+        return Outcome(job.workspace.out, True, 0, _cpus(ray), finish(job), anew)
 
 
 def _run(ray: Any, job: Job, request: Request, progress: Progress) -> None:

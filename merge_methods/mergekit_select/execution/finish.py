@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.execution.job import Job
 from mergekit_select.execution.workspace import FINISHING
+from mergekit_select.inputs.checkpoint import StoredTensor
 from mergekit_select.inputs.files import sync
 from mergekit_select.planner.companions import finish_folder
 
 _LAST = "config.json"  # without it no folder is a model
 
 
-def finish(job: Job) -> None:
+def finish(job: Job) -> dict[str, tuple[StoredTensor, str]]:
     """Make a folder whose parts are all recorded what stock mergekit would have written.
 
     One process does it; another one waits, and finds it done.
+
+    Returns:
+        Each tensor's description and digest.
 
     Raises:
         UnreadableError: A part is missing, or something cannot be written.
@@ -28,7 +33,7 @@ def finish(job: Job) -> None:
     workspace = job.workspace
     with workspace.locked(FINISHING, wait=True):
         if workspace.finished:
-            return
+            return _identities(job, workspace.kept_digests())
         digests = {}
         for part in job.layout.parts:
             digests.update(workspace.digests(part.number))
@@ -44,6 +49,12 @@ def finish(job: Job) -> None:
                 f"cannot finish {workspace.out}: {one_line(error)}; "
                 f"once that is mended, the same command goes on from here"
             ) from error
+        return _identities(job, digests)
+
+
+def _identities(job: Job, digests: Mapping[str, str]) -> dict[str, tuple[StoredTensor, str]]:
+    tensors = (tensor for file in job.layout.files for tensor in file.tensors)
+    return {tensor.planned.name: (tensor.stored, digests[tensor.planned.name]) for tensor in tensors}
 
 
 def _stage(job: Job) -> None:

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +22,7 @@ from mergekit_select.inputs.processors import cores
 
 if TYPE_CHECKING:
     from mergekit_select.execution.job import Job
+    from mergekit_select.inputs.checkpoint import StoredTensor
 
 _PAUSE = 0.05  # seconds between two looks at what others have done
 PROCESS_BYTES = 1 << 30  # bytes that Python, torch and mergekit take in each process
@@ -36,6 +37,8 @@ class Outcome:
         finished: Whether it is a finished model; a share of a merge leaves it unfinished while others are missing.
         missing: How many parts are missing.
         jobs: How many processes worked.
+        tensors: Of a finished merge, each tensor's description and digest.
+        anew: Whether something was computed now.
         notes: What else the reader should know.
     """
 
@@ -43,9 +46,12 @@ class Outcome:
     finished: bool
     missing: int
     jobs: int
+    tensors: Mapping[str, tuple[StoredTensor, str]]
+    anew: bool
     notes: tuple[str, ...] = ()
 
 
+Started = Callable[["Job", int], None]
 Progress = Callable[["Job"], None]
 
 
@@ -55,7 +61,7 @@ def merge(
     jobs: int | None = None,
     only_finish: bool = False,
     rehash: bool = False,
-    started: Progress = lambda job: None,
+    started: Started = lambda job, jobs: None,
     progress: Progress = lambda job: None,
 ) -> Outcome:
     """Merge, or go on with a merge that was interrupted.
@@ -65,7 +71,7 @@ def merge(
         jobs: How many processes; None for as many as cores and memory allow.
         only_finish: Only finish a merge whose parts are all recorded.
         rehash: Read recorded parts again, and compute those that are damaged anew.
-        started: Called with the merge once it is planned.
+        started: Called with the merge once it is planned, and with the number of processes.
         progress: Called with it whenever more may be done.
 
     Raises:
@@ -92,12 +98,13 @@ def _merge(
     jobs: int | None,
     only_finish: bool,
     rehash: bool,
-    started: Progress,
+    started: Started,
     progress: Progress,
 ) -> Outcome:
     from mergekit_select.execution.finish import finish
     from mergekit_select.execution.work import forget_lost, work
     from mergekit_select.execution.workspace import WHOLE, share_lock
+    from mergekit_select.inputs.checkpoint import StoredTensor
     from mergekit_select.planner.together import share_threads
 
     workspace, share = job.workspace, job.request.share
@@ -111,8 +118,8 @@ def _merge(
     notes = []
     if not workspace.finished and (lost := forget_lost(job, rehash)):
         notes.append(f"{lost} parts were recorded, and not there or damaged: computed again")
-    count = jobs or usable_jobs(job)
-    started(job)
+    count, anew = jobs or usable_jobs(job), not workspace.finished
+    started(job, count)
     if not only_finish:
         share_threads(job.engine.plan.config, job.engine.plan.options, count)
         mine = {part.number for part in parts}
@@ -124,14 +131,14 @@ def _merge(
         ended = [helper.exitcode for helper in helpers[: count - 1] if helper.exitcode]
         if ended:
             notes.append(f"{len(ended)} of {count} processes ended early (exit code {ended[0]}); the others went on")
-    missing = job.missing()
+    missing, tensors = job.missing(), dict[str, tuple[StoredTensor, str]]()
     if not missing:
-        finish(job)
+        tensors = finish(job)
     elif only_finish:
         raise PlanError(
             f"{workspace.out} cannot be finished: {len(missing)} of {len(job.layout.parts)} parts are missing"
         )
-    return Outcome(workspace.out, not missing, len(missing), count, tuple(notes))
+    return Outcome(workspace.out, not missing, len(missing), count, tensors, anew, tuple(notes))
 
 
 def _load() -> None:

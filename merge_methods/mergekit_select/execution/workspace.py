@@ -139,6 +139,10 @@ class Workspace:
         """Whether all is in place."""
         return self._digests.exists()
 
+    def kept_digests(self) -> dict[str, str]:
+        """Return what ``close_work`` has left."""
+        return dict(read_json(self._digests))
+
     def close_work(self, digests: Mapping[str, str]) -> None:
         """Say that all is in place, leave plan and digests, and remove the rest."""
         with writing(self._digests):

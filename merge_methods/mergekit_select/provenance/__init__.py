@@ -8,7 +8,7 @@ from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.locking import configuration, lock
 from mergekit_select.provenance.merging import require_unchanged
 from mergekit_select.provenance.parents import parents_of
-from mergekit_select.provenance.recording import read_record, record
+from mergekit_select.provenance.recording import read_record, record, table
 from mergekit_select.provenance.sources import compared, obtained
 from mergekit_select.provenance.statement import BuildDefinition
 
@@ -25,4 +25,5 @@ __all__ = [
     "read_text",
     "record",
     "require_unchanged",
+    "table",
 ]

@@ -16,6 +16,7 @@ from mergekit_select import kinds
 from mergekit_select.bits import digest, dtype_name
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Findings
+from mergekit_select.inputs.checkpoint import StoredTensor
 from mergekit_select.inputs.digests import Digests, file_names, root_digest
 from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_document, write_document
@@ -95,6 +96,15 @@ def record(
     )
     write_document(folder / STATEMENT, statement)
     return statement
+
+
+def table(tensors: Mapping[str, tuple[StoredTensor, str]]) -> TensorTable:
+    """Return the identity of tensors from their descriptions and digests, as ``execution`` gives them."""
+    entries = {
+        name: TensorEntry(dtype=stored.dtype, shape=list(stored.shape), sha256=sha256)
+        for name, (stored, sha256) in sorted(tensors.items())
+    }
+    return TensorTable.model_validate({"schema": TENSOR_TABLE, "tensors": entries})
 
 
 def read_tensors(folder: Path, progress: Callable[[Iterable[str]], Iterable[str]] = lambda names: names) -> TensorTable:
