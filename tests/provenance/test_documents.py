@@ -171,6 +171,7 @@ def test_names_that_are_too_long_are_one_line(recorded: Path, tmp_path: Path) ->
         ("reproduce", long),
         ("reproduce", tmp_path / long / "x"),
         ("verify", tmp_path / long),
+        ("verify", recorded / "out", "--record", "--recipe", long),
         ("publish", tmp_path / long, "me/new"),
     ):
         assert invoke(*command).exit_code == 2, command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,7 @@ def command(
         folder = obtained(out, merge_options)
         changed, locations, merge_options = compared(folder, recipe, locations, digests, merge_options, given_options())
         source, definition = Path(recipe or folder / RECIPE), None
-        if recording and source.is_file():  # before the models are read: they may change meanwhile
+        if recording and os.path.isfile(source):  # before the models are read: they may change meanwhile
             text = read_text(source)
             definition = lock(text, str(source), merge_options, locations=locations, digests=digests)
     signature = signature_findings(folder, trust)
