@@ -32,7 +32,7 @@ import transformers
 
 import mergekit_select.execution.finish
 import mergekit_select.execution.work  # noqa: F401  # before forking, for what it imports
-from mergekit_select.provenance.documents import TENSORS
+from mergekit_select.provenance.documents import STATEMENT, TENSORS
 from tests.execution.killed import count_calls, kill_at
 from tests.hostile.processes import Ended, begun, forked
 from tests.support.checkpoints import changed
@@ -57,7 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _model(folder: Path) -> dict[str, bytes]:
     """What a merge leaves before the record, which is written when the model is whole."""
-    return {name: content for name, content in contents(folder).items() if not name.startswith(TENSORS)}
+    return {name: content for name, content in contents(folder).items() if not name.startswith((TENSORS, STATEMENT))}
 
 
 def large_family(folder: Path) -> Family:
