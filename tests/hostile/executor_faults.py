@@ -179,7 +179,10 @@ class ExecutorFaults:
             output = self.folder / f"process-{number}.txt"
             with output.open("wb") as file:
                 process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-                time.sleep(random_.uniform(0.5, 8))
+                ends = time.monotonic() + 60
+                while not (out / ".merge" / "plan.json").exists() and time.monotonic() < ends:
+                    time.sleep(0.01)
+                time.sleep(random_.uniform(0, 1))
                 helpers = _children(process.pid)
                 with suppress(ProcessLookupError):
                     if number % 2 and helpers:
@@ -442,10 +445,13 @@ def _jumping(seed: int, run: Callable[[], object]) -> None:
 
 
 def _children(process: int) -> list[int]:
-    with suppress(OSError):
-        text = Path(f"/proc/{process}/task/{process}/children").read_text()
-        return [int(child) for child in text.split() if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
-    return []
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == process and "spawn_main" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
 
 
 @contextmanager
