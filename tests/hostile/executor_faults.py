@@ -184,13 +184,14 @@ class ExecutorFaults:
                     time.sleep(0.01)
                 time.sleep(random_.uniform(0, 1))
                 helpers = _children(process.pid)
+                alone = bool(number % 2 and helpers)
                 with suppress(ProcessLookupError):
-                    if number % 2 and helpers:
+                    if alone:
                         os.kill(helpers[-1], signal.SIGKILL)
                     else:
                         os.killpg(process.pid, signal.SIGKILL)
                 code = process.wait()
-            kind = "a helper of two processes killed" if number % 2 else "both of two processes killed"
+            kind = "a helper of two processes killed" if alone else "both of two processes killed"
             self.judge(kind, str(number), Ended(code, output.read_text()), out)
 
     def full_disks(self, count: int) -> None:
