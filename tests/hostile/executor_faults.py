@@ -32,7 +32,7 @@ import transformers
 
 import mergekit_select.execution.finish
 import mergekit_select.execution.work  # noqa: F401  # before forking, for what it imports
-from mergekit_select.provenance.documents import TENSORS
+from mergekit_select.provenance.documents import STATEMENT, TENSORS
 from tests.execution.killed import count_calls, kill_at
 from tests.hostile.processes import Ended, begun, forked
 from tests.support.checkpoints import changed
@@ -57,7 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _model(folder: Path) -> dict[str, bytes]:
     """What a merge leaves before the record, which is written when the model is whole."""
-    return {name: content for name, content in contents(folder).items() if not name.startswith(TENSORS)}
+    return {name: content for name, content in contents(folder).items() if not name.startswith((TENSORS, STATEMENT))}
 
 
 def large_family(folder: Path) -> Family:
@@ -179,15 +179,19 @@ class ExecutorFaults:
             output = self.folder / f"process-{number}.txt"
             with output.open("wb") as file:
                 process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-                time.sleep(random_.uniform(0.5, 8))
+                ends = time.monotonic() + 60
+                while not (out / ".merge" / "plan.json").exists() and time.monotonic() < ends:
+                    time.sleep(0.01)
+                time.sleep(random_.uniform(0, 1))
                 helpers = _children(process.pid)
+                alone = bool(number % 2 and helpers)
                 with suppress(ProcessLookupError):
-                    if number % 2 and helpers:
+                    if alone:
                         os.kill(helpers[-1], signal.SIGKILL)
                     else:
                         os.killpg(process.pid, signal.SIGKILL)
                 code = process.wait()
-            kind = "a helper of two processes killed" if number % 2 else "both of two processes killed"
+            kind = "a helper of two processes killed" if alone else "both of two processes killed"
             self.judge(kind, str(number), Ended(code, output.read_text()), out)
 
     def full_disks(self, count: int) -> None:
@@ -442,10 +446,13 @@ def _jumping(seed: int, run: Callable[[], object]) -> None:
 
 
 def _children(process: int) -> list[int]:
-    with suppress(OSError):
-        text = Path(f"/proc/{process}/task/{process}/children").read_text()
-        return [int(child) for child in text.split() if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
-    return []
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == process and "spawn_main" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
 
 
 @contextmanager

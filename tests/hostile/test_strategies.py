@@ -25,7 +25,7 @@ from mergekit_select.planner.reading import Buffers, Loader
 from mergekit_select.verification.config import config_problems
 from tests.support.models import small_family
 
-alike = settings(derandomize=True, deadline=None, max_examples=200, database=None)
+alike = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 
 NAMES = st.text(min_size=1, max_size=12) | st.sampled_from(
     ["model.norm.weight", "__metadata__", "a/b", "../a", "\u202e"]
@@ -93,7 +93,7 @@ def test_tensors_are_read_from_where_safetensors_reads_them(tensors: Any, random
                 found, wanted = loader.get_tensor(name), opened.get_tensor(name)
                 assert found is not None
                 assert found.dtype == wanted.dtype
-                assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8)) or not wanted.numel()
+                assert torch.equal(found.reshape(-1).view(torch.uint8), wanted.reshape(-1).view(torch.uint8))
                 assert found.shape == wanted.shape
         loader.close()
 
@@ -126,7 +126,7 @@ def test_a_recipe_says_what_pyyaml_says(recipe: dict[str, Any]) -> None:
         assert repr(found.raw) == repr(yaml.safe_load(file.read_bytes()))
 
 
-@settings(alike, max_examples=100)
+@settings(alike, max_examples=60)
 @given(st.data())
 def test_a_config_without_problems_is_read_as_the_recipes(data: st.DataObject) -> None:
     base = small_family().base

@@ -73,6 +73,14 @@ def test_a_merge_of_hub_models_records_commits_files_and_tensors(published: Hub)
     assert "changed: tokenizer.json: is recorded and not there" in invoke("verify", "out").stdout
 
 
+def test_what_a_killed_process_left_of_a_record_is_removed(tmp_path: Path) -> None:
+    out = merge(recipe("linear", None, small_family().subs[:2], parameters={"weight": 1}), tmp_path / "out")
+    for name in ("merge_provenance.json.123.tmp", "merge_tensors.json.123.tmp"):
+        (out / name).write_text("{")
+    assert invoke("verify", out, "--record").exit_code == 0
+    assert not [*out.glob("*.tmp")]
+
+
 def test_a_forged_record_cannot_move_a_commit_that_the_recipe_names(published: Hub) -> None:
     first = published.repositories["org/sub-1"].refs["main"]
     text = Path("r.yml").read_text().replace("org/sub-1@main", f"org/sub-1@{first}")

@@ -31,7 +31,7 @@ def generated(folder: Path) -> list[int]:
     return [*map(int, model.generate(TOKENS, max_new_tokens=6, do_sample=False)[0])]
 
 
-@pytest.mark.parametrize(("key", "value"), [("attention_chunk_size", 2), ("is_causal", False)])
+@pytest.mark.parametrize(("key", "value"), [("attention_chunk_size", 2), ("is_causal", False), ("is_causal", [])])
 def test_a_key_that_another_version_of_the_config_does_not_know(out: Path, key: str, value: object) -> None:
     before = generated(out)
     edit_json(out / "config.json", transformers_version="4.57.0", **{key: value})

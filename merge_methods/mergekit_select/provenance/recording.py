@@ -95,6 +95,9 @@ def record(
         }
     )
     write_document(folder / STATEMENT, statement)
+    for name in (STATEMENT, TENSORS):  # of a process that was killed while it wrote them
+        for left in folder.glob(f"{name}.*.tmp"):
+            left.unlink(missing_ok=True)
     return statement
 
 

@@ -55,7 +55,7 @@ def config_problems(path: Path, possible: Iterable[PretrainedConfig], origins: C
         return Findings()
     content = _normal(read_json(path), origins)
     tokenizer = path.with_name("tokenizer_config.json")
-    patched = content.get("model_type") in _PATCHED and tokenizer.exists() and read_json(tokenizer).get(_PATCH)
+    patched = str(content.get("model_type")) in _PATCHED and tokenizer.exists() and read_json(tokenizer).get(_PATCH)
     return min((_compare(path.name, content, expected, bool(patched)) for expected in possible), key=len)
 
 
@@ -133,7 +133,7 @@ def _compare_objects(
             yield from _compare_objects(left, right, below, f"{place}{key}.")
             continue
         if key not in expected or key not in found:
-            if defaults is None and right in ({}, []) and key not in expected:
+            if defaults is None and key in _OBEYED_KEYS and right in ({}, []):  # as if it were not there
                 continue
             if defaults is not None and key in found and defaults.get(key, _ABSENT) == right:
                 continue
