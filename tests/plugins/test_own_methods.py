@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
-from tests.plugins.support import METHOD, NAMES, SKIPPED, STAND_IN, Sandbox, distribution
+from tests.plugins.support import INSTALLED, METHOD, NAMES, SKIPPED, STAND_IN, Sandbox, distribution, python
 
 
 @pytest.fixture
@@ -47,6 +48,15 @@ def test_own_module_without_metadata(own: Sandbox) -> None:
 def test_own_module_where_discovery_is_turned_off(own: Sandbox) -> None:
     assert own.names(MERGEKIT_SELECT_DISABLE="1") == ["linear"]
     assert own.names(FIRST + NAMES, MERGEKIT_SELECT_DISABLE="1") == ["linear", "parameter_selection"]
+
+
+def test_the_real_module_where_discovery_is_turned_off(tmp_path: Path) -> None:
+    distribution(tmp_path, "good", {"good": "good:method"}, {"good.py": "raise AssertionError('imported')"})
+    code = f"import mergekit_select.methods as own\n{NAMES}print(*own.OWN)"
+    done = python(code, tmp_path, INSTALLED, options=(), MERGEKIT_SELECT_DISABLE="1")
+    names, own = map(str.split, done.stdout.splitlines())
+    assert names[-len(own) :] == own
+    assert "good" not in done.stderr
 
 
 def test_own_names_come_first(own: Sandbox) -> None:
