@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from mergekit.merge_methods import TensorGroup, get, merge_state_dicts, merge_tensors
 
 import mergekit_select.methods
 from mergekit_select.bits import flat_integers
 from mergekit_select.errors import ParameterError, TensorError
 from tests import reference
-from tests.support.checkpoints import Change, copied, finished, tensors_of, without
+from tests.support.checkpoints import Change, copied, digests, finished, tensors_of, without
 from tests.support.commands import run
-from tests.support.models import Family
+from tests.support.models import Family, write_llamas
 from tests.support.recipes import METHODS, RESAMPLING, SELECTION, Recipe, merge, recipe, written
 
 
@@ -117,6 +118,19 @@ def test_merging_tensors_one_by_one_in_another_order_or_a_subset_gives_the_same_
     dictionaries: dict[Any, Any] = {k: {name: m[name] for name in some} for k, m in enumerate(models)}
     for name, tensor in merge_state_dicts(dictionaries, RESAMPLING, base=0).items():
         assert torch.equal(tensor.view(torch.int16), out[name].view(torch.int16))
+
+
+def test_tied_embeddings_in_memory_as_on_disk(tmp_path: Path) -> None:
+    """docs/methods.md says how: leave the second name out, and tie the result again."""
+    family = write_llamas(tmp_path / "models", tied=True)
+    out = merge(family.recipe(RESAMPLING), tmp_path / "out")
+    modules = [transformers.LlamaForCausalLM.from_pretrained(folder) for folder in family.everyone]
+    states = [{n: t for n, t in module.state_dict().items() if n != "lm_head.weight"} for module in modules]
+    merged = merge_state_dicts(states, RESAMPLING, base=0)
+    modules[0].load_state_dict(merged, strict=False)
+    assert modules[0].lm_head.weight is modules[0].model.embed_tokens.weight
+    modules[0].save_pretrained(tmp_path / "saved")
+    assert digests(tmp_path / "saved") == digests(out)
 
 
 def test_a_tensor_without_a_name_has_the_draws_of_the_empty_name() -> None:
