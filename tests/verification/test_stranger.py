@@ -58,6 +58,14 @@ def test_a_key_that_transformers_obeys_with_a_value_that_counts_as_false(out: Pa
     assert not verify(out).same
 
 
+@pytest.mark.parametrize(("key", "value"), [("experts_implementation", "x"), ("base_model_tp_plan", True)])
+def test_a_key_with_which_transformers_loads_nothing(out: Path, key: str, value: object) -> None:
+    edit_json(out / "config.json", transformers_version="4.57.0", **{key: value})
+    with pytest.raises((TypeError, ValueError)):
+        tf.AutoModelForCausalLM.from_pretrained(out)
+    assert not verify(out).same
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
 def test_a_config_that_transformers_cannot_decode(out: Path, encoding: str) -> None:
     text = (out / "config.json").read_text()
