@@ -65,7 +65,7 @@ fuzz: $(VENV)/installed-test
 faults: $(VENV)/installed-test
 	$(BIN)/python -m tests.hostile.faults --kills 200 --disks 20
 
-# Small faults put into the code, one at a time, and the tests that should find them: docs/mutants.md lists those that were
+# Small faults put into the code, one at a time, and the tests that should find them: docs/reliability.md lists those that were
 # not found. Hours; MODULES="slots.py methods.py" tries those only.
 MODULES ?=
 mutants: $(VENV)/installed-test

@@ -71,6 +71,14 @@ def test_thresholds_choose_as_the_definition_says(counts: list[int], u: int) -> 
     assert by_threshold == reference.choose(u, counts, set(range(len(counts))))
 
 
+@given(st.lists(st.one_of(st.integers(1, 4), st.integers(1, 900)), min_size=2, max_size=60))
+@example([1, 1])  # a threshold that is no fraction: the draw that equals it falls behind
+def test_the_draws_on_both_sides_of_a_threshold_fall_as_the_definition_says(counts: list[int]) -> None:
+    everyone = set(range(len(counts)))
+    for k, threshold in enumerate(thresholds(counts)):
+        assert reference.choose(threshold - 1, counts, everyone) <= k < reference.choose(threshold, counts, everyone)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
