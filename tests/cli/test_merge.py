@@ -56,3 +56,15 @@ def test_ray_decides_itself(recipe: Path, tmp_path: Path) -> None:
     result = invoke("merge", recipe, tmp_path / "out", "--ray", "auto", "--jobs", "2")
     assert result.exit_code == 2
     assert "--ray decides itself who merges what" in result.stderr
+
+
+def test_a_size_that_is_none(recipe: Path, tmp_path: Path) -> None:
+    result = invoke("merge", recipe, tmp_path / "out", "--out-shard-size", "much")
+    assert result.exit_code == 2
+    assert "'much' is not a size; write one such as 5B, 500M or 1000000" in result.stderr
+
+
+def test_a_path_that_is_mapped_twice(tmp_path: Path) -> None:
+    result = invoke("verify", tmp_path, "--map", "./a=./b", "--map", "./a=./c")
+    assert result.exit_code == 2
+    assert "maps './a' twice, to './b' and './c'" in result.stderr
