@@ -162,3 +162,11 @@ def test_a_file_that_may_not_be_read(llamas: Family, tmp_path: Path) -> None:
         pytest.skip("this user may read every file")
     report = checked(tmp_path, recipe(SELECTION, llamas.base, [folder]))
     assert only(report, "model-unreadable").message == f"cannot read {folder}/config.json: Permission denied"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("model.gguf", "model-quantised"), ("model.safetensors", "model-missing")])
+def test_a_file_is_no_model(name: str, kind: str, llamas: Family, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"")
+    report = checked(tmp_path, recipe(SELECTION, llamas.base, [file, llamas.subs[0]]))
+    assert [(f.kind, f.place) for f in report.findings if f.severity is Severity.ERROR] == [(kind, "models[0].model")]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mergekit_select.check import cost
 from mergekit_select.findings import Severity
 from mergekit_select.verification import verify
 from tests.check.cases import checked, kinds
@@ -102,3 +103,20 @@ def test_clean_removes_what_is_provably_a_merges(left: list[Path], tmp_path: Pat
     assert invoke("check", "--clean", out / "missing").exit_code == 2
     result = invoke("check", "--clean", written(tmp_path / "r.yml", small_family().recipe()), out)
     assert "this merge would" in result.output
+
+
+@pytest.mark.parametrize(("installed", "found"), [(1, 1), (1 << 50, 0), (None, 0)])
+def test_more_memory_than_there_is(
+    installed: int | None, found: int, llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "_memory", lambda: installed)
+    report = checked(tmp_path, recipe(SELECTION, llamas.base, llamas.subs), tmp_path / "out")
+    assert kinds(report).count("memory") == found
+
+
+def test_a_system_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> int:
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("os.sysconf", refuse)
+    assert cost._memory() is None

@@ -71,3 +71,8 @@ def test_a_parameter_given_to_the_base_is_ignored(llamas: Family, tmp_path: Path
 def test_multislerp_depends_on_values(llamas: Family, tmp_path: Path) -> None:
     report = checked(tmp_path, recipe("multislerp", llamas.base, llamas.subs, parameters={"weight": 1}))
     assert only(report, "not-known").severity is Severity.NOTE
+
+
+@CASES.add("parameter-invalid")
+def weight_that_is_a_truth_value(llamas: Family, tmp: Path) -> Case:
+    return Case(recipe(SELECTION, None, llamas.subs, parameters={"weight": True}))

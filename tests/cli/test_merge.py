@@ -83,3 +83,15 @@ def test_windows_has_no_such_locks(recipe: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("sys.platform", "win32")
     one_line(invoke("merge", recipe, tmp_path / "out"), 1, "use mergekit-yaml, or WSL")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_is_none(recipe: Path, tmp_path: Path) -> None:
+    result = invoke("merge", recipe, tmp_path / "out", "--out-shard-size", "much")
+    assert result.exit_code == 2
+    assert "'much' is not a size; write one such as 5B, 500M or 1000000" in result.stderr
+
+
+def test_a_path_that_is_mapped_twice(tmp_path: Path) -> None:
+    result = invoke("verify", tmp_path, "--map", "./a=./b", "--map", "./a=./c")
+    assert result.exit_code == 2
+    assert "maps './a' twice, to './b' and './c'" in result.stderr

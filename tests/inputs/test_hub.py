@@ -56,10 +56,10 @@ def test_repositories_that_cannot_be_merged(llamas: Family, tmp_path: Path) -> N
         for file in files:
             there = llamas.base / file
             (folder / file).write_bytes(there.read_bytes() if there.exists() else b"GGUF")
-    written_recipe = written(tmp_path / "recipe.yml", recipe(SELECTION, "team/base", [*folders][1:]))
+    merging = written(tmp_path / "recipe.yml", recipe(SELECTION, "team/base", [*folders][1:]))
     with serving(folders) as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-        done = run("mergekit-select", "check", written_recipe, "--json", env=environment)
+        done = run("mergekit-select", "check", merging, "--json", env=environment)
     assert done.returncode == 1, done.stderr
     errors = [finding for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "error"]
     kinds = ["model-quantised", "model-missing", "model-quantised", "model-missing"]

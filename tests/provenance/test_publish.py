@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from mergekit_select.errors import UnreadableError
+from mergekit_select.provenance.card import read_results
 from tests.provenance.hub_server import TOKEN, Hub
 from tests.support.commands import invoke
 from tests.support.models import small_family
@@ -152,3 +154,18 @@ def one_line_of(text: str, said: str) -> None:
     lines = [line for line in text.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1, text
     assert said in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"results": {}}', "a list of objects"),
+        ('{"results": [1]}', "a list of objects"),
+        ('{"results": [{"a": 1}]}', "EvalResult"),
+    ],
+)
+def test_results_that_are_none(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(text, "utf-8")
+    with pytest.raises(UnreadableError, match=says):
+        read_results(file)
