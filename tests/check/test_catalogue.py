@@ -23,6 +23,7 @@ OF_PROVENANCE = {
     "input-changed",
     "input-missing",
     "licence",
+    "local-before-hub",
     "local-model",
     "lock-stale",
     "parent-gated",
@@ -30,6 +31,7 @@ OF_PROVENANCE = {
     "parent-missing",
     "remote-code",
     "revision-gone",
+    "signature",
 }
 
 

@@ -331,7 +331,7 @@ def test_a_folder_of_json_lines_is_a_data_set_too(tmp_path: Path, train: Path) -
 def test_without_the_package_datasets_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     source = HubDataset(source="datasets", id="x", held_out_split="test", prompt=PROMPT, response=RESPONSE)
-    with pytest.raises(StudyError, match=r"pip install 'mergekit-select.study.', or name JSON lines by path"):
+    with pytest.raises(StudyError, match=r"pip install '\.\[study\]', or name JSON lines by path"):
         read_parts(given(source))
 
 

@@ -31,7 +31,7 @@ def generated(folder: Path) -> list[int]:
     return [*map(int, model.generate(TOKENS, max_new_tokens=6, do_sample=False)[0])]
 
 
-@pytest.mark.parametrize(("key", "value"), [("attention_chunk_size", 2), ("is_causal", False), ("is_causal", [])])
+@pytest.mark.parametrize(("key", "value"), [("attention_chunk_size", 2), ("is_causal", False)])
 def test_a_key_that_another_version_of_the_config_does_not_know(out: Path, key: str, value: object) -> None:
     before = generated(out)
     edit_json(out / "config.json", transformers_version="4.57.0", **{key: value})
@@ -39,6 +39,12 @@ def test_a_key_that_another_version_of_the_config_does_not_know(out: Path, key: 
     assert f"{key} must not be set" in problems(verify(out))[0][2]
     edit_json(out / "config.json", **{key: None})
     assert verify(out).same
+
+
+def test_an_empty_value_of_such_a_key(out: Path) -> None:
+    """What transformers makes of it depends on torch: a mask that is not causal, or a TypeError."""
+    edit_json(out / "config.json", transformers_version="4.57.0", is_causal=[])
+    assert "is_causal must not be set" in problems(verify(out))[0][2]
 
 
 def test_a_key_that_the_recipe_gives_and_another_version_lacks(tmp_path: Path) -> None:
