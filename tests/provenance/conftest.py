@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants, hf_api
 
 from tests.provenance.hub_server import Hub, serving
+from tests.support.models import small_family
 
 
 @pytest.fixture
@@ -37,3 +38,14 @@ def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # that of huggingface_hub's functions
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return hub
+
+
+@pytest.fixture
+def parents(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub with org/base, org/sub-0 and org/sub-1; the current folder is the test's."""
+    monkeypatch.chdir(tmp_path)
+    family = small_family()
+    online.add("org/base", family.base)
+    for number, sub in enumerate(family.subs[:2]):
+        online.add(f"org/sub-{number}", sub)
+    return online

@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mergekit.merge
 import pytest
 import yaml
 
+from mergekit_select.provenance import stages
 from tests.provenance.hub_server import Hub
+from tests.support.checkpoints import edit_json
 from tests.support.commands import invoke, one_line
 from tests.support.models import small_family
 from tests.support.recipes import RESAMPLING, recipe, written
@@ -19,17 +22,12 @@ RUN = ("run", "multi", "m.yml", "-I", "parts", "--out-path", "out", "--quiet")
 
 
 @pytest.fixture
-def hub_of_models(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def hub_of_models(parents: Hub) -> Hub:
     """A hub with org/base and two sub-models; m.yml averages these, changes the result, and resamples that."""
-    monkeypatch.chdir(tmp_path)
-    family = small_family()
-    online.add("org/base", family.base)
-    for number, sub in enumerate(family.subs[:2]):
-        online.add(f"org/sub-{number}", sub)
     average = {"name": "average", **recipe("linear", None, ["org/sub-0", "org/sub-1"], parameters={"weight": 1})}
     again = {"name": "again", **recipe("linear", None, ["average", "org/sub-1"], parameters={"weight": 1})}
     written(Path("m.yml"), average, again, recipe(RESAMPLING, "org/base", ["again", "org/sub-0"]))
-    return online
+    return parents
 
 
 def definition(folder: str) -> dict[str, Any]:
@@ -99,3 +97,23 @@ def test_folders_of_another_merge_are_not_recorded(hub_of_models: Hub) -> None:
     assert answer("out", "made") == (0, "same")
     assert invoke(*RUN[:3], "-I", "more", "--out-path", "plain", "--no-provenance", "--quiet").exit_code == 0
     assert not Path("plain/merge_provenance.json").exists()
+
+
+def test_a_model_that_changes_while_it_is_merged_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    family = small_family().copied(tmp_path / "models")
+    average = {"name": "average", **recipe("linear", None, family.subs[:2], parameters={"weight": 1})}
+    written(Path("m.yml"), average, recipe(RESAMPLING, family.base, ["average", family.subs[2]]))
+
+    def merged(*arguments: Any, do: Any = mergekit.merge.run_merge, **options: Any) -> None:
+        edit_json(family.subs[0] / "config.json", changed=True)
+        do(*arguments, **options)
+
+    monkeypatch.setattr(stages, "run_merge", merged)
+    ran = invoke(*RUN)  # mergekit-multi draws a progress bar whatever --quiet says
+    assert ran.exit_code == 2
+    assert f"Error: model {family.subs[0]} has changed while it was read, so nothing is recorded" in ran.stderr
+    assert Path("parts/average/config.json").exists()
+    assert not Path("parts/average/merge_provenance.json").exists()

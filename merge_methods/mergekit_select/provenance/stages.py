@@ -21,6 +21,7 @@ from mergekit_select.inputs.recipe import parse_recipes, validated
 from mergekit_select.inputs.references import references
 from mergekit_select.planner.internals import merging_stages_by
 from mergekit_select.provenance.locking import define, stale
+from mergekit_select.provenance.merging import require_unchanged
 from mergekit_select.provenance.parents import parents_of, roles_of
 from mergekit_select.provenance.recording import changes, read_record, record
 from mergekit_select.provenance.statement import BuildDefinition
@@ -52,6 +53,7 @@ def recording(
 
     Raises:
         PlanError: A folder is there already and must be of this file, and no record says so.
+        UnreadableError: A local model has changed since it was looked up.
     """
     definitions = {
         recipe.name: _stage(definition, place, recipe.name) for recipe in parse_recipes(definition.recipe, place)
@@ -72,6 +74,7 @@ def recording(
         if others & used:
             say(f"{out_path} is not recorded: {told}; --no-lazy merges all anew")
         else:
+            require_unchanged(definitions[name], digests)
             record(Path(out_path), options, definitions[name], started=started, digests=digests)
 
     with merging_stages_by(merge_and_record):
