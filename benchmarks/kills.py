@@ -98,9 +98,7 @@ def attempted(command: Sequence[str], merged: Path, seconds: float | None) -> At
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            done = (merged / ".merge" / "tensors.json").exists()
-            looks = (merged / "config.json").exists() and not done
-            return Attempt(time.perf_counter() - start, True, recorded(merged), looks)
+            return Attempt(time.perf_counter() - start, True, recorded(merged), looks_finished(merged))
     if process.returncode:
         raise SystemExit(f"exit code {process.returncode}: {said.decode(errors='replace')[-2000:]}")
     return Attempt(time.perf_counter() - start, False, 0, False)
@@ -119,7 +117,9 @@ def bereaved(command: Sequence[str], merged: Path) -> list[Attempt]:
         with subprocess.Popen([*command, "--ray", nodes.address], stderr=subprocess.PIPE) as process:
             while recorded(merged) < 2 and process.poll() is None:
                 time.sleep(0.02)
-            kill = Attempt(time.perf_counter() - start, process.poll() is None, recorded(merged), False)
+            kill = Attempt(
+                time.perf_counter() - start, process.poll() is None, recorded(merged), looks_finished(merged)
+            )
             nodes.remove_node(workers[0], allow_graceful=False)
             _, said = process.communicate()
         if process.returncode:
@@ -128,6 +128,11 @@ def bereaved(command: Sequence[str], merged: Path) -> list[Attempt]:
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+def looks_finished(merged: Path) -> bool:
+    """Return whether an unfinished folder has a config.json."""
+    return (merged / "config.json").exists() and not (merged / ".merge" / "tensors.json").exists()
 
 
 def recorded(merged: Path) -> int:

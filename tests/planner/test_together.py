@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_select.bits import digest
 from mergekit_select.errors import PlanError
+from mergekit_select.inputs.processors import cores
 from mergekit_select.inspection import inspect
 from mergekit_select.planner.engine import Engine
 from mergekit_select.planner.opening import opened
@@ -59,6 +61,16 @@ def test_each_tensor_once_by_whom_ever(llamas: Family) -> None:
     assert {name: value for name, (value, _) in together.items()} == {name: value for name, (value, _) in alone.items()}
     assert {helped for _, helped in together.values()} == {True, False}
     assert sorted(told) == sorted(alone)
+
+
+def test_the_number_of_threads_is_as_before(llamas: Family) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores() + 1)
+    try:
+        answers(llamas.recipe(), 2, partial(answered, home=os.getpid(), dies=False))
+        assert torch.get_num_threads() == cores() + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_a_dead_helper_leaves_is_done(llamas: Family) -> None:

@@ -18,17 +18,12 @@ from tests.support.recipes import RESAMPLING, merge, recipe, written
 
 
 @pytest.fixture
-def merged(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def merged(parents: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A hub with the parents of the merge in out/, and the account of who made it."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    family = small_family()
-    online.add("org/base", family.base)
-    for number, sub in enumerate(family.subs[:2]):
-        online.add(f"org/sub-{number}", sub)
     written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/sub-0", "org/sub-1"]))
     assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
-    return online
+    return parents
 
 
 def test_published_with_card_record_and_picture(merged: Hub) -> None:

@@ -25,14 +25,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def published(online: Hub) -> Hub:
-    """A hub with org/base, org/sub-0, org/sub-1."""
-    family = small_family()
-    online.add("org/base", family.base)
-    for number, sub in enumerate(family.subs[:2]):
-        online.add(f"org/sub-{number}", sub)
+def published(parents: Hub) -> Hub:
+    """That hub, and a recipe of its models."""
     written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/sub-0", "org/sub-1@main"]))
-    return online
+    return parents
 
 
 def read(path: str) -> dict[str, object]:

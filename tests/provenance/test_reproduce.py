@@ -18,24 +18,19 @@ from tests.support.recipes import RESAMPLING, merge, recipe, written
 
 
 @pytest.fixture
-def published(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def published(parents: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A hub with a merge me/merge of org/base, org/sub-0 and org/sub-1; the current folder is a stranger's."""
-    monkeypatch.chdir(tmp_path)
-    family = small_family()
-    online.add("org/base", family.base)
-    for number, sub in enumerate(family.subs[:2]):
-        online.add(f"org/sub-{number}", sub)
     written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/sub-0", "org/sub-1"]))
     assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
-    online.add("me/merge", Path("out"), licence=None)
+    parents.add("me/merge", Path("out"), licence=None)
     (tmp_path / "stranger").mkdir()
     monkeypatch.chdir(tmp_path / "stranger")
     from huggingface_hub import constants
 
     for name, value in (("HF_HOME", "cache"), ("HF_HUB_CACHE", "cache/hub")):
         monkeypatch.setattr(constants, name, str(tmp_path / "stranger" / value))
-    online.requests.clear()
-    return online
+    parents.requests.clear()
+    return parents
 
 
 def answer(*arguments: object) -> tuple[int, dict[str, Any]]:

@@ -104,7 +104,6 @@ def _merge(
     from mergekit_select.execution.finish import finish
     from mergekit_select.execution.work import forget_lost, work
     from mergekit_select.execution.workspace import WHOLE, share_lock
-    from mergekit_select.inputs.checkpoint import StoredTensor
     from mergekit_select.planner.together import share_threads
 
     workspace, share = job.workspace, job.request.share
@@ -131,7 +130,8 @@ def _merge(
         ended = [helper.exitcode for helper in helpers[: count - 1] if helper.exitcode]
         if ended:
             notes.append(f"{len(ended)} of {count} processes ended early (exit code {ended[0]}); the others went on")
-    missing, tensors = job.missing(), dict[str, tuple[StoredTensor, str]]()
+    tensors: Mapping[str, tuple[StoredTensor, str]] = {}
+    missing = job.missing()
     if not missing:
         tensors = finish(job)
     elif only_finish:

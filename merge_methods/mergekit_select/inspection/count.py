@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import combinations
 
 import torch
 
 from mergekit_select.bits import integers
 from mergekit_select.inspection.tally import Tally, pair_count
+from mergekit_select.planner.together import threads
 from mergekit_select.selection import Drawn
 
 _CHUNK = 1 << 17  # elements counted at once, so that masks stay in the cache
@@ -37,7 +37,9 @@ def count(
     base_values = None if base is None else base.reshape(-1)
     size = base_values.numel() if base_values is not None else values[present[0]].numel() if present else 0
     counts = _Counts(len(tensors))
-    with _one_thread():
+    # A chunk takes dozens of operations of some microseconds. With other processes on the same cores, sharing each of
+    # them among threads took ten times as long as one thread.
+    with threads(1):
         for start, stop, drawn in _chunks(size, draws):
             part = {k: value[start:stop] for k, value in values.items()}
             bits = {k: integers(value) for k, value in part.items()}
@@ -73,21 +75,6 @@ def count(
         chosen=tuple(counts.chosen),
         left=counts.left,
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute in one thread.
-
-    A chunk takes dozens of operations of some microseconds. With other processes on the same cores, sharing each of
-    them among threads took ten times as long as one thread.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _chunks(size: int, draws: Iterable[Drawn] | None) -> Iterator[tuple[int, int, Drawn | None]]:

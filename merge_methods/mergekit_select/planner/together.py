@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -31,12 +31,29 @@ _opened: ExitStack  # what a helper keeps open
 _engine: Engine  # a helper's own
 
 
-def share_threads(config: MergeConfiguration, options: MergeOptions, jobs: int) -> None:
-    """Share the cores among processes, where the number of threads cannot change a bit."""
+def threads_each(config: MergeConfiguration, options: MergeOptions, jobs: int) -> int:
+    """Return torch's threads for each process: its share of the cores, where their number cannot change a bit."""
     if options.num_threads is not None:
-        torch.set_num_threads(options.num_threads)
-    elif jobs > 1 and determinism(config.merge_method) is Determinism.EXACT:
-        torch.set_num_threads(max(1, cores() // jobs))
+        return options.num_threads
+    if jobs > 1 and determinism(config.merge_method) is Determinism.EXACT:
+        return max(1, cores() // jobs)
+    return torch.get_num_threads()
+
+
+def share_threads(config: MergeConfiguration, options: MergeOptions, jobs: int) -> None:
+    """Take this process's share of the cores, for as long as it lives."""
+    torch.set_num_threads(threads_each(config, options, jobs))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute in so many threads, in a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def each(
@@ -67,13 +84,13 @@ def each(
         for planned in progress(engine.tensors):
             yield planned, answer(engine, planned)
         return
-    share_threads(config, options, jobs)
+    count = threads_each(config, options, jobs)
     tensors, ticks, answers = engine.tensors, iter(progress(engine.tensors)), dict[int, _Answer]()
     left, running = deque(range(len(tensors))), dict[int, Future[_Answer]]()
     helpers = ProcessPoolExecutor(
-        jobs - 1, multiprocessing.get_context("spawn"), initializer=_open, initargs=(config, options, jobs)
+        jobs - 1, multiprocessing.get_context("spawn"), initializer=_open, initargs=(config, options, count)
     )
-    with helpers:
+    with threads(count), helpers:
         while left or running:
             # A helper that dies, such as for lack of memory, ends the pool: this process does the rest.
             with suppress(BrokenProcessPool):
@@ -95,12 +112,12 @@ def each(
         yield planned, answers[number]
 
 
-def _open(config: MergeConfiguration, options: MergeOptions, jobs: int) -> None:
+def _open(config: MergeConfiguration, options: MergeOptions, count: int) -> None:
     """Plan in a helper, for as long as it lives."""
     global _engine, _opened
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its helpers
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the rest of this process
-    share_threads(config, options, jobs)
+    torch.set_num_threads(count)
     _opened = ExitStack()
     _engine = _opened.enter_context(opened(config, options))
 

@@ -75,15 +75,16 @@ def upload(
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        stale, kept = _others(repository, files)
+        there = read_revision(repository, None)
+        stale, kept = _others(there.files, files)
         if kept and len(held) < len(files):
             raise PlanError(
                 f"{repository} must hold no files beside those that are signed, since a signature is over all files, "
                 f"and holds {some(kept)}; remove them there, or publish without a signature"
             )
-        if not stale and not _differences(repository, None, files):
+        if not stale and not _differences(repository, there.files, files):
             say(f"{repository} holds these files already")
-            return read_revision(repository, None).commit
+            return there.commit
         number, status = _pull_request(api, repository, title)
         branch = f"refs/pr/{number}"
         say(f"uploading to pull request {number} of {repository}")
@@ -95,7 +96,7 @@ def upload(
             allow_patterns=[file.path for file in files],
             delete_patterns=_STALE,
         )
-        wrong = _differences(repository, branch, files)
+        wrong = _differences(repository, read_revision(repository, branch).files, files)
         if wrong:
             told = some([f"{found.message}, got {found.value or 'none'}" for found in wrong])
             raise PlanError(
@@ -123,14 +124,14 @@ def _pull_request(api: HfApi, repository: str, title: str) -> tuple[int, str]:
     return made.num, made.status
 
 
-def _others(repository: str, files: Sequence[File]) -> tuple[list[str], list[str]]:
+def _others(there: Sequence[File], files: Sequence[File]) -> tuple[list[str], list[str]]:
     """Return the files of a repository that are none of these: those that go, and those that stay."""
     ours = {file.path for file in files}
-    others = [file.path for file in read_revision(repository, None).files if file.path not in ours]
+    others = [file.path for file in there if file.path not in ours]
     stale = [path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in _STALE)]
     return stale, [path for path in others if path not in stale]
 
 
-def _differences(repository: str, revision: str | None, files: Sequence[File]) -> Findings:
-    there = {file.path: file for file in read_revision(repository, revision).files}
-    return file_differences(repository, files, [there[file.path] for file in files if file.path in there])
+def _differences(repository: str, there: Sequence[File], files: Sequence[File]) -> Findings:
+    held = {file.path: file for file in there}
+    return file_differences(repository, files, [held[file.path] for file in files if file.path in held])

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import torch
 from mergekit.options import MergeOptions
 from pydantic import ValidationError
 
@@ -110,6 +111,15 @@ def table(tensors: Mapping[str, tuple[StoredTensor, str]]) -> TensorTable:
     return TensorTable.model_validate({"schema": TENSOR_TABLE, "tensors": entries})
 
 
+def identities(tensors: Iterable[tuple[str, torch.Tensor]]) -> TensorTable:
+    """Return the identity of tensors by name; one is in memory at a time."""
+    stored = (
+        (name, StoredTensor(dtype_name(tensor.dtype), tuple(tensor.shape), tensor.nbytes), digest(tensor))
+        for name, tensor in tensors
+    )
+    return table({name: (described, sha256) for name, described, sha256 in stored})
+
+
 def read_tensors(folder: Path, progress: Callable[[Iterable[str]], Iterable[str]] = lambda names: names) -> TensorTable:
     """Return the identity of every tensor in a folder.
 
@@ -117,11 +127,7 @@ def read_tensors(folder: Path, progress: Callable[[Iterable[str]], Iterable[str]
         UnreadableError: A file is damaged.
     """
     output = open_output(folder)
-    entries = {}
-    for name in progress(sorted(output.files)):
-        tensor = output.read(name)
-        entries[name] = TensorEntry(dtype=dtype_name(tensor.dtype), shape=list(tensor.shape), sha256=digest(tensor))
-    return TensorTable.model_validate({"schema": TENSOR_TABLE, "tensors": entries})
+    return identities((name, output.read(name)) for name in progress(sorted(output.files)))
 
 
 def read_record(folder: Path) -> tuple[Statement, TensorTable] | None:

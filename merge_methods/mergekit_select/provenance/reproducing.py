@@ -12,7 +12,6 @@ from typing import Literal
 from mergekit.options import MergeOptions
 
 from mergekit_select import kinds
-from mergekit_select.bits import digest, dtype_name
 from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.findings import Finding, Findings, Severity
 from mergekit_select.inputs.digests import Digests
@@ -23,9 +22,9 @@ from mergekit_select.provenance.merging import downloaded_differences, merge
 from mergekit_select.provenance.origins import Needs, Origin, examine, needs, read_origin, require_space
 from mergekit_select.provenance.parents import configurations, located, parents_of
 from mergekit_select.provenance.pinning import renamed
-from mergekit_select.provenance.recording import read_record, read_tensors, record
+from mergekit_select.provenance.recording import identities, read_record, read_tensors, record
 from mergekit_select.provenance.sources import obtained
-from mergekit_select.provenance.statement import TENSOR_TABLE, TensorEntry, TensorTable
+from mergekit_select.provenance.statement import TensorTable
 
 Verdict = Literal["same", "not same", "undecided", "made", "possible", "not possible"]
 Progress = Callable[[Iterable[PlannedTensor]], Iterable[PlannedTensor]]
@@ -128,15 +127,9 @@ def _made(
     merges = configurations(text, origin.target)
     if len(merges) > 1:
         raise PlanError(f"{origin.target} is made by several merges, which need a folder; give OUT")
-    entries: dict[str, TensorEntry] = {}
     with opened(merges[0][1], options) as engine:
-        for planned in progress(engine.tensors):
-            tensor = engine.merged(planned)
-            if tensor is not None:
-                entries[planned.name] = TensorEntry(
-                    dtype=dtype_name(tensor.dtype), shape=list(tensor.shape), sha256=digest(tensor)
-                )
-    return TensorTable.model_validate({"schema": TENSOR_TABLE, "tensors": entries})
+        merged = ((planned.name, engine.merged(planned)) for planned in progress(engine.tensors))
+        return identities((name, tensor) for name, tensor in merged if tensor is not None)
 
 
 def _differences(expected: TensorTable, found: TensorTable) -> Iterable[str]:
