@@ -21,7 +21,7 @@ from mergekit_select.errors import MergekitSelectError, UnreadableError
 from mergekit_select.inputs.checkpoint import DTYPES, read_header
 from mergekit_select.inputs.files import read_weight_map
 from mergekit_select.inputs.recipe import read_recipes
-from mergekit_select.planner.reading import Buffers, Loader
+from mergekit_select.planner.reading import Loader
 from mergekit_select.verification.config import config_problems
 from tests.support.models import small_family
 
@@ -87,7 +87,7 @@ def test_tensors_are_read_from_where_safetensors_reads_them(tensors: Any, random
         header = json.dumps(dict(entries), ensure_ascii=random_.random() < 0.5, indent=2 if spaced else None).encode()
         file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
         own = LazyTensorLoader(ShardedTensorIndex.from_file(str(file)))
-        loader = Loader("m", own, Buffers())
+        loader = Loader("m", own)
         with safe_open(file, framework="pt") as opened:
             for name in content:
                 found, wanted = loader.get_tensor(name), opened.get_tensor(name)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from mergekit.options import MergeOptions
 
 from mergekit_select.bits import digest
+from mergekit_select.errors import PlanError
 from mergekit_select.execution import local
-from tests.provenance.hub_server import TOKEN, Hub
+from mergekit_select.provenance import lock, require_opened
+from tests.provenance.hub_server import TOKEN, Hub, environment
 from tests.support.checkpoints import copied, tensors_of
 from tests.support.commands import invoke, one_line
 from tests.support.models import small_family
@@ -99,14 +105,37 @@ def test_an_input_that_changes_between_merge_and_record(tmp_path: Path, monkeypa
     written(tmp_path / "r.yml", family.recipe())
 
     def merged(*arguments: Any, do: Any = local.merge, **options: Any) -> Any:
+        outcome = do(*arguments, **options)
         flip(family.subs[0] / "model.safetensors")
-        return do(*arguments, **options)
+        return outcome
 
     monkeypatch.setattr(local, "merge", merged)
     refused = invoke("merge", tmp_path / "r.yml", tmp_path / "out", "--jobs", 1, "--quiet")
     one_line(refused, 2, "has changed while it was read")
     assert (tmp_path / "out" / "config.json").exists()
     assert not (tmp_path / "out" / "merge_provenance.json").exists()
+
+
+def test_a_branch_that_moves_while_its_model_is_opened(published: Hub) -> None:
+    text, heads = Path("r.yml").read_text(), [hosted.refs["main"] for hosted in published.repositories.values()]
+    definition = lock(text, "r.yml", MergeOptions())
+    opened = [f"/cache/models--org--x/snapshots/{commit}/config.json" for commit in heads]
+    require_opened(definition, opened)
+    with pytest.raises(PlanError, match="model org/sub-1@main has moved on the hub while it was opened; repeat"):
+        require_opened(definition, opened[:-1])
+
+
+def test_our_executor_records_the_commits_that_it_opened(hub: Hub, tmp_path: Path) -> None:
+    """In a process of its own: transformers remembers hubs that it asked."""
+    family = small_family()
+    for name, model in zip(("base", "sub-0"), (family.base, *family.subs), strict=False):
+        hub.add(f"org/{name}", model)
+    written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/base", "org/sub-0@main"]))
+    program = [sys.executable, "-m", "mergekit_select.cli", "merge", "r.yml", "out", "--jobs", "1", "--quiet"]
+    subprocess.run(program, env={**os.environ, **environment(hub, tmp_path / "home")}, check=True)
+    used = json.loads(Path("out/merge_provenance.json").read_text())["predicate"]["buildDefinition"]
+    uris = {resource["uri"].rpartition("@")[2] for resource in used["resolvedDependencies"]}
+    assert {hosted.refs["main"] for hosted in hub.repositories.values()} <= uris
 
 
 def test_locked_takes_the_commits_of_the_lock(published: Hub) -> None:

@@ -20,7 +20,7 @@ import click
 from mergekit_select.errors import UnreadableError, escaped
 
 if TYPE_CHECKING:
-    from mergekit_select.provenance import Digests
+    from mergekit_select.inputs.digests import Digests
 
 SCHEMA_VERSION = 1
 
@@ -88,7 +88,7 @@ def counting(what: str, quiet: bool) -> Iterator[Digests]:
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if quiet or not sys.stderr.isatty():
         disable_progress_bars()
-    from mergekit_select.provenance import Digests, default_store
+    from mergekit_select.inputs.digests import Digests, default_store
 
     with bar(what, "B", quiet) as shown:
         shown.unit_scale = True
@@ -96,7 +96,7 @@ def counting(what: str, quiet: bool) -> Iterator[Digests]:
         try:
             yield digests
         finally:
-            digests.save()
+            digests.close()
 
 
 def silence_libraries() -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from mergekit_select.cli._errors import NO, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options
 from mergekit_select.cli._output import bar, counting, print_report
-from mergekit_select.errors import PlanError
+from mergekit_select.errors import MergekitSelectError, PlanError
+from mergekit_select.inputs.bounds import MOST_RECIPE_BYTES, read_file
 
 if TYPE_CHECKING:
     from mergekit_select.execution.job import Job
     from mergekit_select.execution.local import Outcome
+    from mergekit_select.execution.request import Request
+    from mergekit_select.inputs.digests import Digests
 
+_CONFIGS = ("config.json", "adapter_config.json")  # what a folder with a model or an adapter has
 _EXAMPLES = """\b
 Examples:
   mergekit-select merge recipes/select.yml out/
@@ -98,12 +105,15 @@ def command(
 
     request = Request(recipe, out, merge_options, share)
     shown: Any = None
+    record: _Record | None = None
 
     def begin(job: Job, processes: int) -> None:
         nonlocal shown
         if not quiet:
             each = (PROCESS_BYTES + job.layout.peak) / 2**30
             click.echo(f"{_processes(processes)} of {each:.1f} GiB at most", err=True)
+        if record is not None:
+            record.look_up(job)
         shown = bar("Merging", "B", quiet)
         shown.total, shown.unit_scale = sum(part.nbytes for part in job.layout.parts), True
         show(job)
@@ -114,8 +124,10 @@ def command(
         shown.set_postfix_str(f"{done} tensors", refresh=False)
         shown.update(shown.total - sum(part.nbytes for part in left) - shown.n)
 
-    # A share alone does not read all inputs: verify --record writes the record of a merge in shares.
-    with _recorded(recipe, merge_options, quiet, provenance and share is None) as write_record:
+    with ExitStack() as stack:
+        # A share alone does not read all inputs: verify --record writes the record of a merge in shares.
+        if provenance and share is None:
+            record = _Record(request, stack.enter_context(counting("Hashing", quiet)))
         try:
             if ray is not None:
                 outcome = merge_on_ray(request, ray, started=begin, progress=show)
@@ -126,8 +138,8 @@ def command(
         finally:
             if shown is not None:
                 shown.close()
-        if outcome.finished:
-            write_record(outcome)
+        if record is not None:
+            record.write(outcome)
     text = f"{outcome.out}: finished, with {_processes(outcome.jobs)}"
     if not outcome.finished:
         text = f"{outcome.out}: this share is merged, {outcome.missing} parts of others are missing"
@@ -140,25 +152,45 @@ def _processes(count: int) -> str:
     return f"{count} process{'es' * (count > 1)}"
 
 
-@contextmanager
-def _recorded(recipe: str, given: dict[str, Any], quiet: bool, wanted: bool) -> Iterator[Callable[[Outcome], object]]:
-    """Look up what a merge is made from before it begins; give what records that afterwards."""
-    if not wanted:
-        yield lambda _: None
-        return
-    from mergekit.options import MergeOptions
+class _Record:
+    """What a merge is made from: hashed from the start, looked up once the merge is planned, written at its end."""
 
-    from mergekit_select.provenance import lock, read_record, read_text, record, require_unchanged, table
+    def __init__(self, request: Request, digests: Digests) -> None:
+        self._request, self._digests = request, digests
+        self._started = datetime.datetime.now(datetime.timezone.utc)
+        digests.ahead(_folders(request.recipe))
 
-    options, started = MergeOptions(**given), datetime.datetime.now(datetime.timezone.utc)
-    with counting("Hashing", quiet) as digests:
-        definition = lock(read_text(recipe), recipe, options, digests=digests)
+    def look_up(self, job: Job) -> None:
+        from mergekit_select.provenance import lock, read_text, require_opened
 
-        def write(outcome: Outcome) -> None:
-            if not outcome.anew and read_record(outcome.out) is not None:
-                return  # a record says what was there when the merge was finished
-            require_unchanged(definition, digests)
-            computed = table(outcome.tensors)
-            record(outcome.out, options, definition, tensors=computed, started=started, digests=digests)
+        recipe = self._request.recipe
+        self._options = job.engine.plan.options
+        self._definition = lock(read_text(recipe), recipe, self._options, digests=self._digests)
+        require_opened(self._definition, job.inputs)
 
-        yield write
+    def write(self, outcome: Outcome) -> None:
+        from mergekit_select.provenance import read_record, record, require_unchanged, table
+
+        if not outcome.finished or (not outcome.anew and read_record(outcome.out) is not None):
+            return  # a record says what was there when the merge was finished
+        require_unchanged(self._definition, self._digests)
+        record(
+            outcome.out,
+            self._options,
+            self._definition,
+            tensors=table(outcome.tensors),
+            started=self._started,
+            digests=self._digests,
+        )
+
+
+def _folders(recipe: str) -> Iterator[Path]:
+    """Yield the models' folders that a recipe seems to name; finding out takes mergekit, which loads for seconds."""
+    seen: set[str] = set()
+    with suppress(MergekitSelectError, UnicodeError, yaml.YAMLError):  # the merge will say what is wrong
+        for event in yaml.parse(read_file(Path(recipe), MOST_RECIPE_BYTES).decode()):
+            parts = event.value.split("+") if isinstance(event, yaml.ScalarEvent) else ()
+            for part in dict.fromkeys(parts):
+                if part not in seen and any(os.path.isfile(os.path.join(part, name)) for name in _CONFIGS):
+                    yield Path(part)
+                seen.add(part)

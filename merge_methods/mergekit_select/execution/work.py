@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ import torch
 from mergekit_select.bits import describe, digest, flat_integers
 from mergekit_select.errors import PlanError
 from mergekit_select.execution.job import Job
-from mergekit_select.execution.layout import OutputFile, Part
+from mergekit_select.execution.layout import Part
 from mergekit_select.execution.workspace import part_lock, writing
-from mergekit_select.inputs.files import sync
+from mergekit_select.inputs.files import forget, sync
 from mergekit_select.planner.writing import WrittenTensor, expect
 
 
@@ -32,13 +33,13 @@ def work(job: Job, parts: Sequence[Part], progress: Callable[[], None] = lambda:
     Raises:
         MergekitSelectError: A tensor cannot be computed, or not be written.
     """
-    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as sealer:
+    with ThreadPoolExecutor(2) as keeper, ThreadPoolExecutor(1) as sealer:
         before: Future[None] | None = None
         for part in parts:
             if not _claim(job, part):
                 continue
             try:
-                descriptor, digests = _write(job, part, writer)
+                descriptor, digests = _write(job, part, keeper)
             except BaseException:
                 job.workspace.release(part_lock(part.number))
                 raise
@@ -65,48 +66,46 @@ def _claim(job: Job, part: Part) -> bool:
     return True
 
 
-def _write(job: Job, part: Part, writer: Executor) -> tuple[int, dict[str, str]]:
+def _write(job: Job, part: Part, keeper: Executor) -> tuple[int, dict[str, str]]:
     """Compute a part and write it; return the open file, and the tensors' digests.
 
     A tensor is hashed and written while the next one's inputs are read, where both fit into the memory that the largest
     tensor needs anyway.
     """
     path = job.workspace.place(part.file.name)
-    digests: dict[str, str] = {}
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    kept: Future[None] = writer.submit(lambda: None)
-    held = 0  # bytes of the tensor that is being written
+    digests: dict[str, Future[str]] = {}
+    kept: list[Future[Any]] = []  # what is being done with the tensor before
+    held = 0  # its bytes
     try:
         if part.tensors[0] is part.file.tensors[0]:
-            with writing(path):
-                _put(descriptor, memoryview(part.file.header), 0)
+            _put(descriptor, path, memoryview(part.file.header), 0)
         for tensor, after in zip(part.tensors, [*part.tensors[1:], None], strict=True):
             if after is not None:
                 expect(after.planned)
             if held + tensor.read + tensor.stored.nbytes > job.layout.peak:
-                kept.result()
+                _take(kept)
             result = _computed(job, tensor)
-            kept.result()
-            kept = writer.submit(_keep, result, part.file, tensor.planned.name, descriptor, path, digests)
+            _take(kept)
+            name, content = tensor.planned.name, flat_integers(result).view(torch.uint8).numpy().data
+            digests[name] = keeper.submit(digest, result)
+            kept += digests[name], keeper.submit(_put, descriptor, path, content, part.file.starts[name])
             held = result.nbytes
-            del result  # or it would stay until the next one is computed
-        kept.result()
+            del result, content  # or they would stay until the next one is computed
+        _take(kept)
         job.check_inputs()
     except BaseException:
-        wait([kept])
+        wait(kept)
         os.close(descriptor)
         raise
-    return descriptor, digests
+    return descriptor, {name: future.result() for name, future in digests.items()}
 
 
-def _keep(
-    result: torch.Tensor, file: OutputFile, name: str, descriptor: int, path: Path, digests: dict[str, str]
-) -> None:
-    """Hash a tensor and write it to its place."""
-    digests[name] = digest(result)
-    with writing(path):
-        _put(descriptor, flat_integers(result).view(torch.uint8).numpy().data, file.starts[name])
+def _take(kept: list[Future[Any]]) -> None:
+    while kept:
+        kept[-1].result()
+        kept.pop()
 
 
 def _computed(job: Job, tensor: WrittenTensor) -> torch.Tensor:
@@ -121,10 +120,11 @@ def _computed(job: Job, tensor: WrittenTensor) -> torch.Tensor:
     return result
 
 
-def _put(descriptor: int, data: memoryview, start: int) -> None:
-    while data:
-        count = os.pwrite(descriptor, data, start)
-        data, start = data[count:], start + count
+def _put(descriptor: int, path: Path, data: memoryview, start: int) -> None:
+    with writing(path):
+        while data:
+            count = os.pwrite(descriptor, data, start)
+            data, start = data[count:], start + count
 
 
 def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> None:
@@ -133,6 +133,7 @@ def _seal(job: Job, part: Part, descriptor: int, digests: dict[str, str]) -> Non
     with writing(path):
         try:
             os.fsync(descriptor)
+            forget(descriptor)  # or the output would drive out inputs that are still to be read
         finally:
             os.close(descriptor)
         sync(path.parent)

@@ -130,6 +130,12 @@ def write_whole(path: Path, text: str, durably: bool = False) -> None:
         raise
 
 
+def forget(descriptor: int, start: int = 0, size: int = 0) -> None:
+    """Let the system take the memory that holds these bytes of a file, all by default, which are on the disk too."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_DONTNEED)
+
+
 def sync(path: Path) -> None:
     """Have a file's bytes, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -24,7 +24,7 @@ from mergekit_select.inputs.references import is_local
 from mergekit_select.planner.engine import Engine, at
 from mergekit_select.planner.internals import isolated
 from mergekit_select.planner.plan import Plan, Planning
-from mergekit_select.planner.reading import Buffers, Loader
+from mergekit_select.planner.reading import Loader
 
 
 @contextmanager
@@ -77,10 +77,9 @@ def _plan(config: MergeConfiguration, options: MergeOptions, cache: LoaderCache)
     own = config.model_copy(deep=True)  # the planner rewrites it
     with at("the recipe"):
         merge_methods.get(own.merge_method)
-    buffers = Buffers()
     for model in sorted(own.referenced_models(), key=str):
         with at(f"model {model}", UnreadableError):
-            _open(model, cache, options, buffers)
+            _open(model, cache, options)
     with at("planning the merge"):
         planning = Planning(own, get_architecture_info(own, options), options)
         planning.normalise()
@@ -90,7 +89,7 @@ def _plan(config: MergeConfiguration, options: MergeOptions, cache: LoaderCache)
     return plan
 
 
-def _open(model: ModelReference, cache: LoaderCache, options: MergeOptions, buffers: Buffers) -> None:
+def _open(model: ModelReference, cache: LoaderCache, options: MergeOptions) -> None:
     """Open a model, with a loader of ours in the cache."""
     path = model.model.path
     if is_local(path) and not os.path.isdir(path):
@@ -104,4 +103,4 @@ def _open(model: ModelReference, cache: LoaderCache, options: MergeOptions, buff
     whole = Path(path, "model.safetensors")
     if whole.is_file() and not Path(f"{whole}.index.json").exists() and model.lora is None:
         read_header(whole)  # mergekit's own error does not name the file
-    cache.loaders[model] = Loader(str(model), cache.get(model), buffers)
+    cache.loaders[model] = Loader(str(model), cache.get(model))

@@ -1,17 +1,17 @@
-"""Read tensors into buffers that are used again, in place of mergekit's mapped files.
+"""Map each tensor from its file for as long as it is used, in place of mergekit's files, mapped whole for ever.
 
-mergekit maps safetensors files, and every page that is touched for the first time costs a fault: for models in the page
-cache that is half of a merge's time. Copying them into memory that has been touched before costs a
-quarter of that.
+What is mapped is filled at once: a file that was cut off, or a disk that fails, is then an error instead of a signal
+that ends the process. Memory holds the inputs of one tensor, not all files.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
 import struct
-import weakref
+import sys
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
@@ -24,39 +24,16 @@ from mergekit_select.errors import UnreadableError
 from mergekit_select.inputs.checkpoint import StoredTensor, read_header, read_shard
 
 _OPEN = 2  # files of a model that are kept open: the one being read, and the one being read ahead
-_HUGE_PAGE = 2 << 20
-
-
-class Buffers:
-    """Anonymous memory for tensors; what no tensor lies in any more is used again."""
-
-    def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
-
-    def take(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-        """Return ``size`` bytes, whose memory comes back here once nothing refers to the array or a tensor on it."""
-        fitting = [memory for memory in self._free if len(memory) >= size]
-        if fitting:
-            memory = min(fitting, key=len)
-            self._free.remove(memory)
-        else:
-            if self._free:  # one too small gives way, so that there are never more than were in use at once
-                self._free.remove(min(self._free, key=len))
-            memory = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                memory.madvise(mmap.MADV_HUGEPAGE)
-        array = np.frombuffer(memory, np.uint8, size)
-        weakref.finalize(array, self._free.append, memory).atexit = False
-        return array
+_MADV_POPULATE_READ = 22  # of Linux 5.14 and newer; Python's mmap does not name it
+_ALIGNED = 8  # bytes: no dtype needs more
 
 
 class Loader(LazyTensorLoader):
-    """mergekit's loader of one model, which keeps descriptions of all tensors and reads into buffers.
+    """mergekit's loader of one model, which keeps descriptions of all tensors and maps them one by one.
 
     Args:
         name: The model, for messages.
         loader: mergekit's own, which is left to read pickles.
-        buffers: Where tensors are read to.
 
     Attributes:
         files: The weight files.
@@ -65,10 +42,9 @@ class Loader(LazyTensorLoader):
         UnreadableError: A file is missing or damaged, or the index disagrees with one.
     """
 
-    def __init__(self, name: str, loader: LazyTensorLoader, buffers: Buffers) -> None:
+    def __init__(self, name: str, loader: LazyTensorLoader) -> None:
         super().__init__(loader.index, loader.lazy_unpickle)
         self.files = [Path(self.index.base_path, shard.filename) for shard in self.index.shards]
-        self._buffers = buffers
         self._open: dict[str, FileIO] = {}
         self._starts: dict[str, dict[str, int]] = {}
         self._stored: dict[str, StoredTensor] = {}
@@ -104,15 +80,7 @@ class Loader(LazyTensorLoader):
         dtype = getattr(torch, stored.dtype)
         if not stored.nbytes:
             return torch.empty(stored.shape, dtype=dtype, device=device)
-        array = self._buffers.take(stored.nbytes)
-        file, start = self._place(key)
-        file.seek(start)
-        left = array.data
-        while left:
-            count = file.readinto(left)
-            if not count:
-                raise UnreadableError(f"{file.name} ended while it was read; was it replaced during the merge?")
-            left = left[count:]
+        array = _mapped(*self._place(key), stored.nbytes)
         return torch.from_numpy(array).view(dtype).reshape(stored.shape).to(device)
 
     def expect(self, key: str) -> None:
@@ -140,3 +108,20 @@ class Loader(LazyTensorLoader):
             header.pop("__metadata__", None)
             self._starts[name] = {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}
         return file, self._starts[name][key]
+
+
+def _mapped(file: FileIO, start: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Return bytes of a file, mapped until nothing refers to the array or a tensor on it; writing changes no file."""
+    lead = start % mmap.ALLOCATIONGRANULARITY
+    try:
+        memory = mmap.mmap(file.fileno(), lead + size, access=mmap.ACCESS_COPY, offset=start - lead)
+    except ValueError as error:
+        raise UnreadableError(f"{file.name} ended while it was read; was it replaced during the merge?") from error
+    if sys.platform == "linux":
+        try:
+            memory.madvise(_MADV_POPULATE_READ)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an older Linux
+                raise UnreadableError(f"cannot read {file.name}: {error.strerror}") from error
+    array = np.frombuffer(memory, np.uint8, size, lead)
+    return array if start % _ALIGNED == 0 else array.copy()

@@ -6,7 +6,7 @@ The formats are in-toto's and SLSA's (``statement``); docs/provenance.md describ
 from mergekit_select.inputs.digests import Digests, default_store
 from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.locking import configuration, lock
-from mergekit_select.provenance.merging import require_unchanged
+from mergekit_select.provenance.merging import require_opened, require_unchanged
 from mergekit_select.provenance.parents import parents_of
 from mergekit_select.provenance.recording import read_record, record, table
 from mergekit_select.provenance.sources import compared, obtained
@@ -24,6 +24,7 @@ __all__ = [
     "read_record",
     "read_text",
     "record",
+    "require_opened",
     "require_unchanged",
     "table",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,6 +89,22 @@ def require_unchanged(
                 f"model {parent.reference} has changed while it was read, so nothing is recorded; "
                 f"merge into another folder"
             )
+
+
+def require_opened(definition: BuildDefinition, files: Collection[str]) -> None:
+    """Refuse a merge whose hub models were opened at other commits than those resolved.
+
+    Args:
+        definition: What was resolved.
+        files: What was opened, in the snapshots of the hub's cache.
+
+    Raises:
+        PlanError: A branch has moved between the two.
+    """
+    opened = {part for file in files for part in Path(file).parts}
+    for parent in parents_of(definition.resolved_dependencies):
+        if parent.commit is not None and {"base", "model"} & {*parent.roles} and parent.commit not in opened:
+            raise PlanError(f"model {parent.reference} has moved on the hub while it was opened; repeat the command")
 
 
 def downloaded_differences(parent: Parent, options: MergeOptions, digests: Digests) -> Findings:

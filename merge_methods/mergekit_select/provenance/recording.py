@@ -74,7 +74,9 @@ def record(
     """
     digests = digests or Digests()
     write_document(folder / TENSORS, tensors or read_tensors(folder, progress))
-    files = {name: digests.of(folder / name)["sha256"] for name in file_names(folder) if name not in _BESIDE}
+    names = [name for name in file_names(folder) if name not in _BESIDE]
+    hashed = digests.of_all((folder / name for name in names), keep=False)
+    files = {name: digest["sha256"] for name, digest in zip(names, hashed, strict=True)}
     table = Digests().of(folder / TENSORS)["sha256"]
     try:
         named = [Subject(name=name, digest={"sha256": sha256}) for name, sha256 in files.items()]
