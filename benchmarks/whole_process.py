@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ class Usage:
     wall_seconds: float
     cpu_seconds: float
     peak_bytes: int
+    disk_bytes: int = 0  # read from the disk
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,14 @@ def recipe_of(folder: Path, method: str) -> dict[str, object]:
     }
 
 
-def measure(command: Sequence[str]) -> Usage:
-    """Run a command to its end.
+def measure(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Usage:
+    """Run a command to its end, in this process's environment and what is given.
 
     Raises:
         RuntimeError: It failed; with what it said last.
     """
     path = os.pathsep.join(filter(None, [str(_HERE / "floor"), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **(environment or {})}
     start = time.perf_counter()
     # A pipe could be full while nobody reads: output goes to a file that is gone once closed.
     with tempfile.TemporaryFile() as said:
@@ -158,7 +159,7 @@ def measure(command: Sequence[str]) -> Usage:
         if process.returncode:
             said.seek(0)
             raise RuntimeError(f"{' '.join(command)} failed: {said.read().decode(errors='replace')[-2000:]}")
-    return Usage(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return Usage(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, usage.ru_inblock * 512)
 
 
 def summarise(usages: dict[str, list[Usage]]) -> list[MethodResult]:
@@ -179,7 +180,7 @@ def summarise(usages: dict[str, list[Usage]]) -> list[MethodResult]:
             peak_over_floor=peak.median / floor[2].median,
             usages=usages[method],
         )
-        for method, (wall, cpu, peak) in spreads.items()
+        for method, (wall, cpu, peak, _) in spreads.items()
     ]
 
 

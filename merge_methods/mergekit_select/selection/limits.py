@@ -27,7 +27,7 @@ class Limits:
 
     shared_bytes: int = 1 << 22
     part_bytes: int = 1 << 19
-    huge_pages_bytes: int = 1 << 22
+    huge_pages_bytes: int = 1 << 25
     chunk: int = 1 << 14
     accelerator_chunk: int = 1 << 20
     masks: int = 1 << 24
