@@ -22,7 +22,12 @@ from examples.order_study.errors import StudyError
     show_default=True,
     help="Models to train, merge or measure at the same time, each in a process of its own.",
 )
-def main(config: Path, out: Path | None, jobs: int) -> None:
+@click.option(
+    "--ray",
+    metavar="ADDRESS|auto",
+    help="Train and measure on the nodes of the Ray cluster at host:port, which see this folder.",
+)
+def main(config: Path, out: Path | None, jobs: int, ray: str | None) -> None:
     """Run the whole study that the YAML file CONFIG describes: train, merge, measure, report.
 
     What exists already is reused, so a run that was interrupted goes on when it is started again.
@@ -31,7 +36,7 @@ def main(config: Path, out: Path | None, jobs: int) -> None:
         study = load_study(config)
         from examples.order_study.study import run_study  # takes seconds: torch, transformers, peft
 
-        run_study(study, out or Path("runs") / config.stem, click.echo, jobs)
+        run_study(study, out or Path("runs") / config.stem, click.echo, jobs, ray)
     except KeyboardInterrupt as error:
         raise _Interrupted("interrupted; what is finished is kept, and the same command goes on from here") from error
     except (StudyError, OSError) as error:

@@ -25,7 +25,7 @@ from examples.order_study.train.models import train_models
 Report = Callable[[str], None]
 
 
-def run_study(study: Study, root: Path, report: Report, jobs: int = 1) -> results.Results:
+def run_study(study: Study, root: Path, report: Report, jobs: int = 1, ray: str | None = None) -> results.Results:
     """Run a study in a folder, from wherever an earlier run there left it.
 
     Args:
@@ -33,6 +33,7 @@ def run_study(study: Study, root: Path, report: Report, jobs: int = 1) -> result
         root: The folder; it is made if it is not there.
         report: Takes one line at a time.
         jobs: How many models are trained, merged or measured at the same time.
+        ray: The address of a Ray cluster that trains and measures them instead.
 
     Raises:
         StudyError: The folder is someone else's, something is missing, or a rule of the data or of a model is broken.
@@ -42,11 +43,11 @@ def run_study(study: Study, root: Path, report: Report, jobs: int = 1) -> result
     parallel.quieten()
     _claim(study, root, report)
     report(check_space(study, root, jobs))
-    done = train_models(study, root, read_parts(study), report, jobs)
+    done = train_models(study, root, read_parts(study), report, jobs, ray)
     with writing_to(root):
         _name_others(study, root, report)
         merges = make_merges(study, root, done.steps, report, jobs)
-        models = measure_all(study, root, [*trained(study, done.steps), *merges], done, report, jobs)
+        models = measure_all(study, root, [*trained(study, done.steps), *merges], done, report, jobs, ray)
         samples = len(done.samples["fine_tuning"].samples)
         found = results.build(
             Measurements(

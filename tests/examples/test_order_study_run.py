@@ -32,6 +32,7 @@ from examples.order_study.model import merged, trained
 from examples.order_study.settings import Measuring, Study
 from examples.order_study.store import disk
 from examples.order_study.train.models import Trained, train_models
+from tests.support.pages import ROOT
 
 SAMPLES, HELD_OUT, ANSWERED, BATCH = 20, 9, 6, 4
 STEP = 5  # of 10: two epochs of five batches
@@ -307,6 +308,31 @@ def test_a_second_run_reuses_everything(config: Path, root: Path, monkeypatch: p
         "results.md: as it was",
         "figures: as it was",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_trains_and_measures_the_same(
+    config: Path, root: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(ROOT)
+    shutil.rmtree(copy / "models" / "order-2")
+    shutil.rmtree(copy / "losses")
+    result = invoke(config, copy, "--ray", "auto")
+    assert result.exit_code == 0, result.output
+    assert "models/order-2: trained" in told(result, copy)
+    weights = [folder / "models" / "order-2" / "model.safetensors" for folder in (root, copy)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (copy / "results.json").read_bytes() == (root / "results.json").read_bytes()
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(config: Path, copy: Path) -> None:
+    pytest.importorskip("ray")
+    shutil.rmtree(copy / "losses")
+    result = invoke(config, copy, "--ray", "nowhere")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: --ray must be auto or host:port, such as ")
 
 
 def test_a_lost_merge_is_made_again_alone(config: Path, root: Path, copy: Path) -> None:

@@ -65,8 +65,9 @@ def measure_all(
     trained: Trained,
     report: Callable[[str], None],
     jobs: int = 1,
+    ray: str | None = None,
 ) -> list[Measured]:
-    """Measure all models of a study, `jobs` of them at the same time, each in a process of its own.
+    """Measure all models of a study, `jobs` of them at the same time, each in a process of its own, or on Ray.
 
     Raises:
         StudyError: A model cannot be read, its loss is not finite, or exact match is asked of responses without a
@@ -76,7 +77,8 @@ def measure_all(
     keys = _keys(study, root, models, samples)
     tasks = _missing(root, models, trained.context, samples, keys)
     began = time.monotonic()
-    for number, ((task,), seconds) in enumerate(each(_measure, [(task,) for task in tasks], jobs), start=1):
+    measured = each(_measure, [(task,) for task in tasks], jobs, cluster=ray, threads=study.threads)
+    for number, ((task,), seconds) in enumerate(measured, start=1):
         left = (time.monotonic() - began) / number * (len(tasks) - number)
         report(f"{task.folder}: measured in {seconds:.0f} s, {number} of {len(tasks)}, {left:.0f} s left")
     if not tasks:

@@ -69,10 +69,12 @@ class _Task:
         return [step for step in self.steps if not is_made(*self.state(step))]
 
 
-def train_models(study: Study, root: Path, parts: Parts, report: Report, jobs: int = 1) -> Trained:
+def train_models(
+    study: Study, root: Path, parts: Parts, report: Report, jobs: int = 1, ray: str | None = None
+) -> Trained:
     """Have base and sub-models of a study in `root`; `report` is told what was done for each.
 
-    `jobs` sub-models are trained at the same time, which does not change their bits.
+    `jobs` sub-models are trained at the same time, or as many as a Ray cluster has room for; no bit depends on it.
 
     Raises:
         StudyError: The data cannot be used, a folder belongs to someone else, or the disk is full.
@@ -94,7 +96,7 @@ def train_models(study: Study, root: Path, parts: Parts, report: Report, jobs: i
             )
     steps = kept_steps(study, len(samples["fine_tuning"].samples))
     waiting = [(task,) for task in _sub_tasks(study, models, samples["fine_tuning"], steps) if not _done(task, report)]
-    for (task,), note in parallel.each(_train, waiting, jobs):
+    for (task,), note in parallel.each(_train, waiting, jobs, cluster=ray, threads=study.threads):
         report(f"{task.folder}: {note}")
     return Trained(samples, steps, context)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, one_line
 from mergekit_select.execution.local import PROCESS_BYTES, Outcome, Progress, Started
@@ -17,6 +17,8 @@ from mergekit_select.inputs.processors import cores
 
 if TYPE_CHECKING:
     from mergekit_select.execution.job import Job
+
+_Result = TypeVar("_Result")
 
 _ANSWER = 10.0  # seconds within which an address has to answer
 _RETRIES = 5  # times that a task is begun again when its node dies
@@ -43,7 +45,7 @@ def merge_on_ray(
     from mergekit_select.execution.work import forget_lost
     from mergekit_select.execution.workspace import WHOLE
 
-    with _connected(address) as ray, opened_job(request) as job:
+    with connected(address) as ray, opened_job(request) as job:
         if not job.workspace.acquire(WHOLE):
             raise PlanError(f"another process is merging into {job.workspace.out}; wait for it, or stop it")
         anew = not job.workspace.finished
@@ -61,24 +63,56 @@ def merge_on_ray(
 
 def _run(ray: Any, job: Job, request: Request, progress: Progress) -> None:
     """Run a task for each file that is not whole, a bounded number of them at a time."""
+    waiting = dict.fromkeys(part.file.name for part in job.missing())
+    tasks = [(request, name, os.getcwd()) for name in waiting]
     memory = PROCESS_BYTES + job.layout.peak
-    task = ray.remote(merge_file).options(num_cpus=1, memory=memory, max_retries=_RETRIES, scheduling_strategy="SPREAD")
-    waiting = list(dict.fromkeys(part.file.name for part in job.missing()))
-    running: list[Any] = []
+    try:
+        for _ in each(ray, merge_file, tasks, memory=memory, waited=lambda: progress(job)):
+            pass
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MergekitSelectError):
+            raise error.cause from error
+        raise PlanError(f"a task failed: {one_line(error.cause)}") from error
+    except ray.exceptions.RayError as error:
+        raise PlanError(f"a task was lost more than {_RETRIES} times: {one_line(error)}") from error
+
+
+def each(
+    ray: Any,
+    function: Callable[..., _Result],
+    tasks: Iterable[tuple[Any, ...]],
+    *,
+    cpus: int = 1,
+    memory: int | None = None,
+    waited: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[tuple[Any, ...], _Result]]:
+    """Call a function of a module with each tuple of arguments, on any node; yield these and the result, as they come.
+
+    A bounded number of calls is under way. What a node was at when it died is begun again on another one.
+
+    Args:
+        ray: The module, connected.
+        function: What to call; what it returns travels to this process.
+        tasks: Its arguments.
+        cpus: Cores that a call takes.
+        memory: Bytes that a call takes.
+        waited: Called about once a second.
+
+    Raises:
+        ray.exceptions.RayError: A call has failed, or its nodes have died too often.
+    """
+    task = ray.remote(function).options(
+        num_cpus=cpus, memory=memory, max_retries=_RETRIES, scheduling_strategy="SPREAD"
+    )
+    waiting, running = list(tasks), dict[Any, tuple[Any, ...]]()
     while waiting or running:
         while waiting and len(running) < 2 * _cpus(ray):
-            running.append(task.remote(request, waiting.pop(0), os.getcwd()))
-        done, running = ray.wait(running, timeout=1.0)
-        progress(job)
+            arguments = waiting.pop(0)
+            running[task.remote(*arguments)] = arguments
+        done, _ = ray.wait([*running], timeout=1.0)
+        waited()
         for reference in done:
-            try:
-                ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, MergekitSelectError):
-                    raise error.cause from error
-                raise PlanError(f"a task failed: {one_line(error.cause)}") from error
-            except ray.exceptions.RayError as error:
-                raise PlanError(f"a task was lost more than {_RETRIES} times: {one_line(error)}") from error
+            yield running.pop(reference), ray.get(reference)
 
 
 def merge_file(request: Request, name: str, folder: str) -> None:
@@ -99,12 +133,22 @@ def merge_file(request: Request, name: str, folder: str) -> None:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def connected(address: str, folder: str | None = None) -> Iterator[Any]:
+    """Give a block the module ray, connected to a cluster.
+
+    Args:
+        address: Its ``host:port``, or ``auto`` for the one that runs here, else one of this machine alone.
+        folder: Where nodes find modules that are not installed.
+
+    Raises:
+        PlanError: Ray is not installed, or nobody answers.
+    """
     try:
         import ray
     except ImportError as error:
         raise PlanError("--ray needs Ray; install it with: pip install 'ray>=2.9,<3'") from error
-    options: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    environment = {} if folder is None else {"runtime_env": {"env_vars": {"PYTHONPATH": folder}}}
+    options: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", **environment}
     if ray.is_initialized():
         yield ray
         return
