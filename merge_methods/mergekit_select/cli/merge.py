@@ -6,7 +6,7 @@ import datetime
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mergekit_select.execution.local import Outcome
     from mergekit_select.execution.request import Request
     from mergekit_select.inputs.digests import Digests
+    from mergekit_select.provenance import BuildDefinition
 
 _CONFIGS = ("config.json", "adapter_config.json")  # what a folder with a model or an adapter has
 _EXAMPLES = """\b
@@ -33,6 +34,7 @@ Examples:
   mergekit-select merge recipes/select.yml out/ --shard 3/16
   mergekit-select merge recipes/select.yml out/ --finish
   mergekit-select merge recipes/select.yml out/ --ray auto
+  mergekit-select merge recipes/two-stage.yml out/ --intermediate-dir ./models/stages
 """
 
 
@@ -52,6 +54,9 @@ def _parse_share(_context: click.Context, _option: click.Parameter, value: str |
 @click.option("--shard", "share", metavar="k/N", callback=_parse_share, help="Merge only the k-th of N shares")
 @click.option(
     "--ray", metavar="ADDRESS|auto", help="Merge on the Ray cluster at host:port, or on one found or begun here"
+)
+@click.option(
+    "-I", "--intermediate-dir", "intermediate", metavar="DIR", help="Where merges with a name go, of mergekit-multi"
 )
 @click.option("--finish", "only_finish", is_flag=True, help="Only finish a merge whose shares are all merged")
 @click.option("--rehash", is_flag=True, help="Read what is recorded as done again, and compute anew what is damaged")
@@ -80,6 +85,7 @@ def command(
     jobs: int | None,
     share: tuple[int, int] | None,
     ray: str | None,
+    intermediate: str | None,
     only_finish: bool,
     rehash: bool,
     provenance: bool,
@@ -89,7 +95,8 @@ def command(
     """Merge RECIPE into OUT as mergekit-yaml does, side by side, and again where it was interrupted.
 
     The folder gets the same tensors, bit for bit, and the same files. The same command goes on after any
-    interruption. Until all is done, OUT holds no model, and what is done lies in OUT/.merge.
+    interruption. Until all is done, OUT holds no model, and what is done lies in OUT/.merge. With
+    --intermediate-dir, RECIPE may hold several merges, as for mergekit-multi.
 
     Exit codes: 0 done, 1 refused, 2 usage, or something cannot be read or written.
     """
@@ -104,6 +111,11 @@ def command(
     from mergekit_select.execution.request import Request
 
     request = Request(recipe, out, merge_options, share)
+    merges: Sequence[tuple[str | None, Request]] = [(None, request)]
+    if intermediate is not None:
+        from mergekit_select.execution.stages import staged
+
+        merges = staged(request, intermediate)
     shown: Any = None
     record: _Record | None = None
 
@@ -113,8 +125,8 @@ def command(
             each = (PROCESS_BYTES + job.layout.peak) / 2**30
             click.echo(f"{_processes(processes)} of {each:.1f} GiB at most", err=True)
         if record is not None:
-            record.look_up(job)
-        shown = bar("Merging", "B", quiet)
+            record.look_up(job, name)
+        shown = bar("Merging" if name is None else f"Merging {name}", "B", quiet)
         shown.total, shown.unit_scale = sum(part.nbytes for part in job.layout.parts), True
         show(job)
 
@@ -124,28 +136,38 @@ def command(
         shown.set_postfix_str(f"{done} tensors", refresh=False)
         shown.update(shown.total - sum(part.nbytes for part in left) - shown.n)
 
+    outcomes: list[Outcome] = []
     with ExitStack() as stack:
         # A share alone does not read all inputs: verify --record writes the record of a merge in shares.
         if provenance and share is None:
             record = _Record(request, stack.enter_context(counting("Hashing", quiet)))
-        try:
-            if ray is not None:
-                outcome = merge_on_ray(request, ray, started=begin, progress=show)
-            else:
-                outcome = merge(
-                    request, jobs=jobs, only_finish=only_finish, rehash=rehash, started=begin, progress=show
-                )
-        finally:
-            if shown is not None:
-                shown.close()
-        if record is not None:
-            record.write(outcome)
-    text = f"{outcome.out}: finished, with {_processes(outcome.jobs)}"
-    if not outcome.finished:
-        text = f"{outcome.out}: this share is merged, {outcome.missing} parts of others are missing"
+        for name, one in merges:
+            try:
+                if ray is not None:
+                    outcome = merge_on_ray(one, ray, started=begin, progress=show)
+                else:
+                    outcome = merge(
+                        one, jobs=jobs, only_finish=only_finish, rehash=rehash, started=begin, progress=show
+                    )
+            finally:
+                if shown is not None:
+                    shown.close()
+            outcomes.append(outcome)
+            if not outcome.finished:
+                break  # what needs it cannot begin
+            if record is not None:
+                record.write(outcome, name)
+    notes = [note for outcome in outcomes for note in outcome.notes]
     data = {"ok": True, "finished": outcome.finished, "missing": outcome.missing, "jobs": outcome.jobs}
-    print_report("merge", {**data, "notes": outcome.notes}, [text, *outcome.notes], as_json)
+    lines = [*map(_described, outcomes), *notes]
+    print_report("merge", {**data, "folders": [each.out for each in outcomes], "notes": notes}, lines, as_json)
     raise click.exceptions.Exit(YES)
+
+
+def _described(outcome: Outcome) -> str:
+    if outcome.finished:
+        return f"{outcome.out}: finished, with {_processes(outcome.jobs)}"
+    return f"{outcome.out}: this share is merged, {outcome.missing} parts of others are missing"
 
 
 def _processes(count: int) -> str:
@@ -158,30 +180,35 @@ class _Record:
     def __init__(self, request: Request, digests: Digests) -> None:
         self._request, self._digests = request, digests
         self._started = datetime.datetime.now(datetime.timezone.utc)
+        self._whole: BuildDefinition | None = None
+        self._opened: set[str] = set()
         digests.ahead(_folders(request.recipe))
 
-    def look_up(self, job: Job) -> None:
+    def look_up(self, job: Job, name: str | None) -> None:
         from mergekit_select.provenance import lock, read_text, require_opened
 
         recipe = self._request.recipe
         self._options = job.engine.plan.options
-        self._definition = lock(read_text(recipe), recipe, self._options, digests=self._digests)
-        require_opened(self._definition, job.inputs)
+        if self._whole is None:
+            self._whole = lock(read_text(recipe), recipe, self._options, digests=self._digests)
+        self._opened |= job.inputs.keys()
+        require_opened(self._definition(name), self._opened)
 
-    def write(self, outcome: Outcome) -> None:
+    def write(self, outcome: Outcome, name: str | None) -> None:
         from mergekit_select.provenance import read_record, record, require_unchanged, table
 
-        if not outcome.finished or (not outcome.anew and read_record(outcome.out) is not None):
+        if not outcome.anew and read_record(outcome.out) is not None:
             return  # a record says what was there when the merge was finished
-        require_unchanged(self._definition, self._digests)
-        record(
-            outcome.out,
-            self._options,
-            self._definition,
-            tensors=table(outcome.tensors),
-            started=self._started,
-            digests=self._digests,
-        )
+        definition = self._definition(name)
+        require_unchanged(definition, self._digests)
+        computed = table(outcome.tensors)
+        record(outcome.out, self._options, definition, tensors=computed, started=self._started, digests=self._digests)
+
+    def _definition(self, name: str | None) -> BuildDefinition:
+        from mergekit_select.provenance.stages import of_stage
+
+        assert self._whole is not None
+        return of_stage(self._whole, self._request.recipe, name)
 
 
 def _folders(recipe: str) -> Iterator[Path]:

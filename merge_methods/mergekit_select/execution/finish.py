@@ -62,8 +62,9 @@ def _stage(job: Job) -> None:
     folder = job.workspace.staging
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    recipe = job.recipe if job.request.verbatim else job.engine.plan.rewritten.to_yaml()
     # As mergekit names the model in its card.
-    finish_folder(job.engine, folder, os.path.basename(job.request.out), job.recipe)
+    finish_folder(job.engine, folder, os.path.basename(job.request.out), recipe)
     if job.layout.index is not None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(job.layout.index, indent=2), encoding="utf-8")
 

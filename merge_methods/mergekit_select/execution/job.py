@@ -20,7 +20,7 @@ from mergekit_select.execution.layout import Layout, Part, lay_out
 from mergekit_select.execution.request import Request
 from mergekit_select.execution.workspace import PLANNING, Workspace
 from mergekit_select.inputs.files import INDEXES, WEIGHTS, state, sync
-from mergekit_select.inputs.recipe import parse_recipe, read_text
+from mergekit_select.inputs.recipe import parse_recipes, read_text, validated
 from mergekit_select.planner.determinism import Determinism, determinism
 from mergekit_select.planner.engine import Engine
 from mergekit_select.planner.opening import opened
@@ -109,7 +109,12 @@ def opened_job(request: Request) -> Iterator[Job]:
     """
     options = MergeOptions(**request.options)
     recipe = read_text(request.recipe).replace("\r\n", "\n").replace("\r", "\n")  # as mergekit-yaml stores it
-    config = parse_recipe(recipe, request.recipe)
+    recipes = parse_recipes(recipe, request.recipe)
+    if len(recipes) > 1:
+        raise PlanError(
+            f"{request.recipe} holds {len(recipes)} merges; give --intermediate-dir DIR for those that have a name"
+        )
+    config = validated(recipes[0], request.recipe)
     kind = determinism(config.merge_method)
     if kind is Determinism.RANDOM:
         raise PlanError(

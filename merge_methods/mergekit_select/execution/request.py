@@ -16,9 +16,12 @@ class Request:
         out: The output folder, as it was given: its last part titles the model card.
         options: Fields of ``mergekit.options.MergeOptions``.
         share: Number and count: which share of the output's files is to be merged; None for all.
+        verbatim: Whether mergekit_config.yml is the recipe's text, as mergekit-yaml stores it, or what the planner
+            makes of it, as mergekit-multi does.
     """
 
     recipe: str
     out: str
     options: Mapping[str, Any]
     share: tuple[int, int] | None = None
+    verbatim: bool = True

@@ -63,6 +63,7 @@ class Plan:
 
     Attributes:
         config: The recipe; not modified by planning.
+        rewritten: What mergekit's planner makes of it.
         options: The merge's options.
         architecture: mergekit's description of the models.
         out_config: The config.json that the merge writes, but for dtype and the size of an aligned vocabulary.
@@ -72,6 +73,7 @@ class Plan:
     """
 
     config: MergeConfiguration
+    rewritten: MergeConfiguration
     options: MergeOptions
     architecture: ModelArchitecture
     out_config: PretrainedConfig
@@ -144,6 +146,7 @@ class Planning(MergePlanner):
             )
         return Plan(
             config=config,
+            rewritten=self.config,
             options=self.options,
             architecture=self.arch_info,
             out_config=self.out_model_config,

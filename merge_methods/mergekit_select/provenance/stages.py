@@ -56,7 +56,7 @@ def recording(
         UnreadableError: A local model has changed since it was looked up.
     """
     definitions = {
-        recipe.name: _stage(definition, place, recipe.name) for recipe in parse_recipes(definition.recipe, place)
+        recipe.name: of_stage(definition, place, recipe.name) for recipe in parse_recipes(definition.recipe, place)
     }
     names = {os.path.abspath(folder): name for name, folder in folders.items()}
     there = [name for name, folder in folders.items() if lazy and os.path.exists(folder / "config.json")]
@@ -88,7 +88,7 @@ def folders(definition: BuildDefinition, place: str, intermediate: str, out: str
     return {name: Path(place) for name, place in places.items() if place}
 
 
-def _stage(definition: BuildDefinition, place: str, name: str | None) -> BuildDefinition:
+def of_stage(definition: BuildDefinition, place: str, name: str | None) -> BuildDefinition:
     """Return what one merge of a mergekit-multi file is made from: models, by its own recipe and those it needs.
 
     Args:
