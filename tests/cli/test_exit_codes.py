@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from mergekit_select.errors import PlanError
 from tests.support.commands import invoke, one_line, run
 from tests.support.models import small_family
 from tests.support.recipes import recipe, written
@@ -64,6 +66,25 @@ def test_the_report_id_is_the_same_for_the_same_bug(tmp_path: Path, monkeypatch:
     assert len(ids[0]) == 1
     monkeypatch.setenv("MERGEKIT_SELECT_DEBUG", "1")
     assert "Traceback" in invoke("check", "a").output
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("what a package makes of it"), PlanError("what we make of that"), OSError()]
+)
+def test_an_interrupt_that_a_package_swallows(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers does while it looks for optional packages."""
+
+    def swallow(*_: object, **__: object) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise error
+
+    monkeypatch.setattr("mergekit_select.check.check", swallow)
+    said = invoke("check", "a")
+    assert said.exit_code == 130
+    assert said.stderr.splitlines()[-1] == "Error: interrupted; there is no answer"
+    assert "bug" not in said.stderr
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])

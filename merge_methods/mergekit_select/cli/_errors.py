@@ -9,9 +9,13 @@ import functools
 import hashlib
 import io
 import os
+import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import click
@@ -23,6 +27,8 @@ YES, NO, UNREADABLE = 0, 1, 2
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 and the number of the signal, as shells have it; SIGTERM gives 143 by itself
 DEBUG = "MERGEKIT_SELECT_DEBUG"  # set to 1, an error that is a bug shows its traceback
+
+_INTERRUPTED = "interrupted; there is no answer"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -55,6 +61,35 @@ def one_line_errors(refused: int) -> Callable[[_Command], _Command]:
 
 def finish(run: Callable[[], object]) -> int:
     """Run a command to its end, whatever happens; return the exit code."""
+    with _noting_interrupts() as interrupted:
+        code = _run(run, interrupted)
+        if interrupted and code not in (YES, INTERRUPTED):  # some package took it for an error of its own
+            print_error(_INTERRUPTED)
+            return INTERRUPTED
+        return code
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Give a block the interrupts that come, which packages that are being imported may swallow."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield seen
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(run: Callable[[], object], interrupted: list[int]) -> int:
     try:
         run()
         return YES
@@ -66,7 +101,7 @@ def finish(run: Callable[[], object]) -> int:
         click.echo("\n".join(map(escaped, shown.getvalue().rstrip("\n").split("\n"))), err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        print_error("interrupted; there is no answer")
+        print_error(_INTERRUPTED)
         return INTERRUPTED
     except BrokenPipeError:
         drop_output()
@@ -79,13 +114,13 @@ def finish(run: Callable[[], object]) -> int:
         _show_traceback()
     except OSError as error:
         if error.errno is None:  # of a package, not of the system
-            return _bug(error)
+            return INTERNAL if interrupted else _bug(error)
         print_error(one_line(error))
         return UNREADABLE
     except MemoryError:
         print_error("there is not enough memory, and there is no answer")
     except Exception as error:  # the last resort
-        return _bug(error)
+        return INTERNAL if interrupted else _bug(error)
     return INTERNAL
 
 
