@@ -13,6 +13,7 @@ import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge import MergeOptions, run_merge
+from mergekit.merge_methods import TensorBatch, merge_method, register
 
 from mergekit_select.errors import PlanError
 from mergekit_select.execution import layout
@@ -133,6 +134,22 @@ def test_mixed_dtypes_promote(llamas: Any, tmp_path: Path) -> None:
     )
     assert_same(stock, ours)
     assert {tensor.dtype for tensor in tensors_of(ours).values()} == {torch.float32}
+
+
+@merge_method(name="test_last_model")  # type: ignore[untyped-decorator]  # mergekit does not annotate it
+def last_model(batch: TensorBatch) -> torch.Tensor:
+    """A method of somebody else's."""
+    return batch.tensors[-1].clone()
+
+
+def test_a_method_that_nobody_knows_is_merged_with_a_note(llamas: Any, tmp_path: Path) -> None:
+    register(last_model)  # it stays registered: mergekit has no way back
+    config = {"merge_method": "test_last_model", "models": [{"model": str(model)} for model in llamas.subs]}
+    assert_same(*both(tmp_path, config))
+    again = merge(Request(str(tmp_path / "recipe.yml"), str(tmp_path / "ours" / "out"), {}), jobs=1)
+    assert again.notes == (
+        "test_last_model is not known to give the same bits again: if it draws from a generator, use mergekit-yaml",
+    )
 
 
 def test_random_methods_are_refused(llamas: Any, tmp_path: Path) -> None:

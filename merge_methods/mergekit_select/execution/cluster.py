@@ -58,7 +58,7 @@ def merge_on_ray(
         missing = job.missing()
         if missing:
             raise PlanError(f"{len(missing)} parts are missing after all tasks have ended; repeat the command")
-        return Outcome(job.workspace.out, True, 0, _cpus(ray), finish(job), anew)
+        return Outcome(job.workspace.out, True, 0, _cpus(ray), finish(job), anew, tuple(job.cautions()))
 
 
 def _run(ray: Any, job: Job, request: Request, progress: Progress) -> None:

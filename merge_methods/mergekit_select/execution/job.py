@@ -89,6 +89,13 @@ class Job:
         done = self.workspace.recorded()
         return [part for part in self.layout.parts if part.number not in done]
 
+    def cautions(self) -> list[str]:
+        """Return what the reader should know of the method."""
+        if self.determinism is not Determinism.UNKNOWN:
+            return []
+        method = self.engine.plan.config.merge_method
+        return [f"{method} is not known to give the same bits again: if it draws from a generator, use mergekit-yaml"]
+
     def check_inputs(self) -> None:
         """Compare the input files with the plan.
 

@@ -114,7 +114,7 @@ def _merge(
     if not free:
         what = "the whole" if share is None else "all, or this share,"
         raise PlanError(f"another process is merging {what} into {workspace.out}; wait for it, or stop it")
-    notes = []
+    notes = job.cautions()
     if not workspace.finished and (lost := forget_lost(job, rehash)):
         notes.append(f"{lost} parts were recorded, and not there or damaged: computed again")
     count, anew = jobs or usable_jobs(job), not workspace.finished
