@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from examples.order_study import parallel
+from examples.order_study.config import load_study
 from examples.order_study.data.parts import read_parts
 from examples.order_study.data.samples import load_tokenizer
 from examples.order_study.errors import StudyError
@@ -577,3 +579,26 @@ def test_a_line_tells_step_loss_pace_and_time_left(
         "training order-1: step 3 of 8, loss 4.0000, 10.00 s a step, 50 s left",
         "training order-1: step 4 of 8, loss 1.0000, 15.00 s a step, 60 s left",
     ]
+
+
+def test_the_configuration_for_llama_takes_its_first_steps(data: Path, fresh: Study, tmp_path: Path) -> None:
+    """With a Llama of the same class and with data of the same form, all other settings as they stand."""
+    root = Path(__file__).parents[2]
+    content = yaml.safe_load((root / "examples" / "order_study" / "configs" / "llama.yaml").read_text())
+    train_models(fresh, tmp_path / "fresh", read_parts(fresh), print)
+    assert AutoConfig.from_pretrained(tmp_path / "fresh" / "models" / "base").model_type == "llama"
+    content["base"]["model"] = str(tmp_path / "fresh" / "models" / "base")
+    lines = (data / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join((lines[:4] * 20)[:64]) + "\n")
+    files = {"train": str(tmp_path / "train.jsonl"), "held_out": str(data / "test.jsonl")}
+    content["data"] = {"source": "jsonl", **files, **{key: content["data"][key] for key in ("prompt", "response")}}
+    (tmp_path / "llama.yaml").write_text(yaml.safe_dump({**content, "orders": [1, 2]}))
+    study = load_study(tmp_path / "llama.yaml")
+    trained = train_models(study, tmp_path / "runs", read_parts(study), print)
+    assert len(trained.samples["fine_tuning"].samples) == 64
+    names = ("base", "order-1", "order-2")
+    base, *models = (load_file(tmp_path / "runs" / "models" / name / "model.safetensors") for name in names)
+    for model in models:
+        assert {tensor.dtype for tensor in model.values()} == {torch.bfloat16}
+        assert model.keys() == base.keys()
+        assert any(not tensor.equal(base[name]) for name, tensor in model.items())
