@@ -1,4 +1,4 @@
-"""Map each tensor from its file for as long as it is used, in place of mergekit's files, mapped whole for ever.
+"""Map each tensor from its file for as long as it is used, where mergekit maps whole files until the merge ends.
 
 What is mapped is filled at once: a file that was cut off, or a disk that fails, is then an error instead of a signal
 that ends the process. Memory holds the inputs of one tensor, not all files.
