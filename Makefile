@@ -22,8 +22,9 @@ study: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[study]'
 	$(BIN)/python -m examples.order_study $(CONFIG) --jobs $(JOBS)
 
+# Two processes: most tests start commands that load torch and mergekit for seconds.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Tests of a minute and more: kills at twenty points, the walk of docs/sharing.md, the notebook.
 test-slow: $(VENV)/installed-test

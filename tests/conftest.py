@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
@@ -12,6 +13,11 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.support.models import Family
+
+
+def pytest_configure() -> None:
+    """Let interrupts be what they are in a process of its own: pytest-xdist ignores them, and so do all children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
