@@ -92,7 +92,11 @@ def open_output(folder: str | os.PathLike[str]) -> Output:
     if index is None or weight_map is None or not used:
         return Output(root, files, None, None, tuple(problems))
     metadata = read_json(root / index).get("metadata")
-    total_size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if isinstance(metadata, dict):
+        total_size = metadata.get("total_size")
+    else:
+        text = f"metadata must be an object, or transformers cannot read it, got {metadata!r}"
+        problems.add(kinds.FILES_DISAGREE, index, problem=text)
     for problem in _index_problems(root, weight_map, files):
         problems.add(kinds.FILES_DISAGREE, index, problem=problem)
     return Output(root, files, index, total_size, tuple(problems))
