@@ -5,7 +5,6 @@ None other may be there that transformers, with peft installed, would load.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,20 +16,9 @@ from mergekit_select import kinds
 from mergekit_select.errors import one_line
 from mergekit_select.findings import Findings
 from mergekit_select.inputs.bounds import read_file
-from mergekit_select.inputs.files import INDEXES, WEIGHTS
+from mergekit_select.inputs.files import companion_names, names_in
 
 MOST_BYTES = 1 << 30  # of one file; the largest tokenizers have some tens of MB
-
-# Names that some version of transformers, or peft, opens in a model's folder without being told to: their formats are
-# many, so all files of these suffixes count.
-_OPENED = re.compile(
-    r"(.*\.(json|jinja|model|py|safetensors|bin|tiktoken|spm|bpe|vocab|codes|tokenizer|distcp)|"
-    r"(vocab|merges|dict)\.txt|\.metadata)(\.\d+)?",
-    re.IGNORECASE,
-)
-_OPENED_FOLDERS = ("additional_chat_templates", "custom_generate")
-# Compared elsewhere, or written by mergekit-select for itself.
-_OTHER = {"config.json", "merge_provenance.json", "merge_tensors.json", *INDEXES}
 
 
 def companion_problems(root: Path, expected: Path, aligned: bool, reordered: bool) -> Findings:
@@ -45,8 +33,8 @@ def companion_problems(root: Path, expected: Path, aligned: bool, reordered: boo
     Raises:
         UnreadableError: A file is not regular, or far too large.
     """
-    found = {name: root / name for name in _names(root) if _opened(name)}
-    given = {name: expected / name for name in _names(expected)}
+    found = {name: root / name for name in companion_names(root)}
+    given = {name: expected / name for name in names_in(expected)}
     problems = Findings()
     for name in sorted(given.keys() - found.keys()):
         problems.add(kinds.COMPANION_MISSING, name)
@@ -67,16 +55,6 @@ def companion_problems(root: Path, expected: Path, aligned: bool, reordered: boo
     return problems
 
 
-def _names(root: Path) -> list[str]:
-    inner = (path for folder in _OPENED_FOLDERS for path in (root / folder).glob("**/*"))
-    return sorted(str(path.relative_to(root)) for path in (*root.iterdir(), *inner) if not path.is_dir())
-
-
-def _opened(name: str) -> bool:
-    inner = name.partition("/")[0] in _OPENED_FOLDERS
-    return name not in _OTHER and not WEIGHTS.fullmatch(name) and (inner or bool(_OPENED.fullmatch(name)))
-
-
 def _as_loaded(found: Mapping[str, Path], folder: Path, differing: dict[str, str]) -> dict[str, str]:
     """Compare two tokenizers as the installed transformers loads them."""
     root = next(path for name, path in found.items() if "/" not in name).parent
@@ -89,6 +67,6 @@ def _as_loaded(found: Mapping[str, Path], folder: Path, differing: dict[str, str
                 tokenizer.save_pretrained(str(target))
             except Exception as error:  # each class of tokenizer has errors of its own
                 return dict.fromkeys(differing, f"transformers cannot load the tokenizer: {one_line(error)}")
-            written.append({name: (target / name).read_bytes() for name in _names(target)})
+            written.append({name: (target / name).read_bytes() for name in names_in(target)})
     same = written[0].keys() if written[0] == written[1] else ()
     return {name: problem for name, problem in differing.items() if name not in same}
