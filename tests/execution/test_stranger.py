@@ -24,7 +24,7 @@ from tests.support.commands import invoke, one_line
 from tests.support.models import Family, small_family, write_tokenizer
 from tests.support.recipes import SELECTION, recipe, written
 
-SHARDS = {"out_shard_size": 8_000}
+SHARDS: dict[str, Any] = {"out_shard_size": 8_000}
 
 
 @pytest.fixture
@@ -185,7 +185,8 @@ def test_what_an_interrupted_end_took_from_another_model(
 def test_an_adapter_that_was_trained_on_since_its_merge_was_cached(family: Family, tmp_path: Path) -> None:
     (adapter,) = train_adapters(family.base, tmp_path, 1)
     text = recipe(SELECTION, family.base, [f"{family.base}+{adapter}", family.subs[0]])
-    file, cache = written(tmp_path / "r.yml", text), {"lora_merge_cache": str(tmp_path / "cache")}
+    file = written(tmp_path / "r.yml", text)
+    cache: dict[str, Any] = {"lora_merge_cache": str(tmp_path / "cache")}
     begun(file, tmp_path / "first", **cache)
     begun(file, tmp_path / "first", **cache)  # finds it finished
     stored = adapter / "adapter_model.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mergekit_select.provenance import reproducing
+from mergekit_select.provenance import merging, reproducing
 from tests.provenance.hub_server import Hub
 from tests.support.adapters import write_adapter
 from tests.support.checkpoints import changed, copied
@@ -303,7 +303,7 @@ def test_a_model_that_changes_while_a_lock_is_made(
     written(Path("r.yml"), recipe("linear", None, ["./s0", "./s1"], parameters={"weight": 1}))
     assert invoke("lock", "r.yml").exit_code == 0
 
-    def merged_of_another(text: str, place: str, out: Path, options: Any, do: Any = reproducing.merge) -> None:
+    def merged_of_another(text: str, place: str, out: Path, options: Any, do: Any = merging.merge) -> None:
         changed(Path("s0"), lambda tensors: tensors.update({name: x + 1 for name, x in tensors.items()}))
         do(text, place, out, options)
 
