@@ -245,6 +245,22 @@ def test_code_of_a_repository_that_the_base_names_itself(tmp_path: Path) -> None
         assert "auto_map" in problems(verify(out))[0][2], place
 
 
-def test_a_vocabulary_of_prophetnet(out: Path) -> None:
-    (out / "prophetnet.tokenizer").write_text("x")
-    assert [problem[:2] for problem in problems(verify(out))] == [("stale", "prophetnet.tokenizer")]
+@pytest.mark.parametrize("name", ["prophetnet.tokenizer", "tokenizer.model.", "tokenizer.model.v3"])
+def test_a_vocabulary_that_transformers_opens(name: str, out: Path) -> None:
+    """It looks for ``tokenizer\\.model\\.*`` where there is no tokenizer.json."""
+    (out / name).write_text("x")
+    assert [problem[:2] for problem in problems(verify(out))] == [("stale", name)]
+
+
+def test_a_pickle_of_negated_or_sparse_tensors(tmp_path: Path) -> None:
+    out = merge(small_family().recipe(dtype="float32"), tmp_path / "out", safe_serialization=False)
+    file, name = out / "pytorch_model.bin", "model.norm.weight"
+    tensors = torch.load(file)
+    whole = tensors[name]
+    torch.save({**tensors, name: torch._neg_view(-whole)}, file)
+    assert verify(out).same
+    torch.save({**tensors, name: torch._neg_view(whole)}, file)
+    assert [difference.tensor for difference in verify(out).differences] == [name]
+    torch.save({**tensors, name: whole.to_sparse()}, file)
+    with pytest.raises(UnreadableError, match="must hold dense tensors"):
+        verify(out)

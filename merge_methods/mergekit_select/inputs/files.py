@@ -44,7 +44,7 @@ TRANSFORMERS_LOADS = (
 # many, so all files of these suffixes count.
 _OPENED = re.compile(
     r"(.*\.(json|jinja|model|py|safetensors|bin|tiktoken|spm|bpe|vocab|codes|tokenizer|distcp)|"
-    r"(vocab|merges|dict)\.txt|\.metadata)(\.\d+)?",
+    r"(vocab|merges|dict)\.txt|\.metadata)(\.\d+)?|tokenizer\.model.*",
     re.IGNORECASE,
 )
 _OPENED_FOLDERS = ("additional_chat_templates", "custom_generate")

@@ -50,7 +50,9 @@ class Output:
         with _reading(path):
             if path.suffix == ".bin":
                 tensor: torch.Tensor = _load_pickled(path)[name]
-                return tensor
+                if tensor.layout is not torch.strided:
+                    raise UnreadableError(f"{path} must hold dense tensors, and {name!r} is {tensor.layout}")
+                return tensor.resolve_conj().resolve_neg()
             with safetensors.safe_open(str(path), framework="pt") as file:
                 return file.get_tensor(name)  # type: ignore[no-any-return]
 
