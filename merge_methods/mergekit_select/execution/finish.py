@@ -111,7 +111,8 @@ def _require_kept(job: Job, digests: Mapping[str, str], rehash: bool) -> None:
             f"{out} was finished, and {some(sorted(wrong))} must be as the merge left it, and is not; "
             f"remove the folder, its {NAME} included, and merge again"
         )
-    _require_own(job, beside)
+    if kept:
+        _require_own(job, beside)
 
 
 def _is(path: Path, sha256: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_select.errors import UnreadableError
-from mergekit_select.inputs.files import read_json, sync, write_whole
+from mergekit_select.inputs.files import names_in, read_json, sync, write_whole
 
 NAME = ".merge"
 # Bytes of the lock file, each of which is locked for something. No byte needs to be there to be locked, and the system
@@ -147,7 +147,7 @@ class Workspace:
         """Write down what is going to be moved to the output, and remove what an earlier end moved there besides."""
         before = read_json(self._beside)["names"] if self._beside.exists() else []
         with writing(self._beside):
-            for name in {*before} - {*names}:
+            for name in ({*before} - {*names}) & {*names_in(self.out)}:
                 (self.out / name).unlink(missing_ok=True)
             write_whole(self._beside, json.dumps({"names": [*names]}, indent=1), durably=True)
 
