@@ -106,7 +106,7 @@ class ExecutorFaults:
 
     def merge(self, out: Path, recipe: Path | None = None, *options: object) -> Callable[[], object]:
         """Return the command."""
-        given = ["merge", recipe or self.recipe, out, "--jobs", 1, "--out-shard-size", _SHARD_SIZE, *options]
+        given = ["merge", recipe or self.recipe, out, "--quiet", "--jobs", 1, "--out-shard-size", _SHARD_SIZE, *options]
         return lambda: script("mergekit-select").main(args=[str(argument) for argument in given])
 
     def judge(

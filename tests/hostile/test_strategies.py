@@ -139,7 +139,7 @@ def test_a_config_without_problems_is_read_as_the_recipes(data: st.DataObject) -
         file = Path(folder, "config.json")
         file.write_text(json.dumps(content))
         try:
-            problems = config_problems(file, [expected], ())
+            problems = config_problems(file, expected, ())
         except MergekitSelectError:
             return
         if not problems:

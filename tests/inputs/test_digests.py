@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import os
 import threading
@@ -64,3 +65,25 @@ def test_closing_stops_what_was_begun(folder: Path) -> None:
     shared.close()
     with pytest.raises(UnreadableError, match="stopped while hashing"):
         shared.of(folder / "4.bin")
+
+
+def test_a_system_that_gives_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    (tmp_path / "a").write_bytes(b"x")
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
+    monkeypatch.setattr(threading, "_start_new_thread", refused)
+    alone = Digests()
+    alone.ahead([tmp_path])
+    assert alone.of_all([tmp_path / "a"])[0]["sha256"] == hashlib.sha256(b"x").hexdigest()
+
+
+def test_no_memory_for_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "a").write_bytes(b"x")
+    monkeypatch.setattr(Digests, "_hash", refused)
+    with pytest.raises(UnreadableError, match="a: there is not enough memory"):
+        Digests().of_all([tmp_path / "a"])

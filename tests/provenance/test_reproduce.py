@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from mergekit_select.provenance import merging, reproducing
 from tests.provenance.hub_server import Hub
 from tests.support.adapters import write_adapter
-from tests.support.checkpoints import copied
+from tests.support.checkpoints import changed, copied
 from tests.support.commands import invoke, one_line
 from tests.support.models import small_family
 from tests.support.recipes import RESAMPLING, merge, recipe, written
@@ -268,3 +269,44 @@ def test_a_hub_whose_names_lead_out_of_the_cache_writes_nothing_there(published:
     assert [line for line in ran.stderr.splitlines() if line.startswith("Error: ")] == ran.stderr.splitlines()[-1:]
     assert not [*tmp_path.rglob("escaped.json")]
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_folder_that_is_not_what_its_record_says(published: Hub, tmp_path: Path, name: str) -> None:
+    """The record alone would be made again, and the folder said to be the same."""
+    copied(tmp_path / "out", Path("m"))
+    assert answer("m")[1]["verdict"] == "same"
+    content = bytearray(Path("m", name).read_bytes())
+    content[-2] ^= 1
+    Path("m", name).write_bytes(content)
+    code, data = answer("m")
+    assert (code, data["verdict"], kinds(data)) == (1, "not possible", ["changed"])
+    published.add("me/other", Path("m"), licence=None)
+    code, data = answer("me/other")
+    assert (code, data["verdict"], kinds(data)) == (1, "not possible", ["changed"])
+
+
+def test_a_file_that_a_published_merge_lacks(published: Hub, tmp_path: Path) -> None:
+    copied(tmp_path / "out", Path("m"))
+    Path("m/tokenizer.json").unlink()
+    published.add("me/other", Path("m"), licence=None)
+    for target in ("m", "me/other"):
+        code, data = answer(target)
+        assert (code, kinds(data)) == (1, ["changed"])
+
+
+def test_a_model_that_changes_while_a_lock_is_made(
+    parents: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, sub in enumerate(small_family().subs[:2]):
+        copied(sub, Path(f"s{number}"))
+    written(Path("r.yml"), recipe("linear", None, ["./s0", "./s1"], parameters={"weight": 1}))
+    assert invoke("lock", "r.yml").exit_code == 0
+
+    def merged_of_another(text: str, place: str, out: Path, options: Any, do: Any = merging.merge) -> None:
+        changed(Path("s0"), lambda tensors: tensors.update({name: x + 1 for name, x in tensors.items()}))
+        do(text, place, out, options)
+
+    monkeypatch.setattr(reproducing, "merge", merged_of_another)
+    one_line(invoke("reproduce", "r.lock.json", "out", "--quiet"), 2, "model ./s0 has changed while it was read")
+    assert not Path("out/merge_provenance.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_a_key_that_another_version_of_the_config_does_not_know(out: Path, key: 
     assert generated(out) != before
     assert f"{key} must not be set" in problems(verify(out))[0][2]
     edit_json(out / "config.json", **{key: None})
-    assert verify(out).same
+    assert verify(out).same == (key != "is_causal")
 
 
 def test_an_empty_value_of_such_a_key(out: Path) -> None:
@@ -117,7 +118,7 @@ def test_files_beside_an_aligned_tokenizer_are_compared_too(tmp_path: Path) -> N
         write_tokenizer(tmp_path / name, 64)
         (tmp_path / name / "preprocessor_config.json").write_text(f'{{"size": {len(name)}}}')
     (tmp_path / "found" / "tokenizer.json").write_text((tmp_path / "found" / "tokenizer.json").read_text() + "\n")
-    found = companion_problems(tmp_path / "found", [tmp_path / "expected"], aligned=True, reordered=False)
+    found = companion_problems(tmp_path / "found", tmp_path / "expected", aligned=True, reordered=False)
     assert [problem.place for problem in found] == ["preprocessor_config.json"]
 
 
@@ -169,3 +170,97 @@ def test_a_file_that_changes_while_it_is_verified(file: Callable[[Path, Family],
 
     with pytest.raises(UnreadableError, match=r"has changed while it was verified; verify again"):
         verify(out, progress=swapped_and_swapped_back)
+
+
+def test_a_null_that_transformers_takes_for_false(out: Path) -> None:
+    """Without padding, attention stays causal all the same."""
+
+    def logits() -> torch.Tensor:
+        model: Any = tf.AutoModelForCausalLM.from_pretrained(out)
+        with torch.no_grad():
+            found: torch.Tensor = model(TOKENS, attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1]])).logits
+        return found
+
+    before = logits()
+    edit_json(out / "config.json", transformers_version="4.57.0", is_causal=None)
+    assert not torch.equal(logits(), before)
+    assert "is_causal must not be set" in problems(verify(out))[0][2]
+
+
+def test_the_old_name_of_dtype_beside_the_new_one_that_is_null(tmp_path: Path) -> None:
+    family = small_family().copied(tmp_path / "models")
+    for model in family.everyone:
+        content = json.loads((model / "config.json").read_text())
+        del content["dtype"]
+        (model / "config.json").write_text(json.dumps(content))
+    out = merge(family.recipe(), tmp_path / "out")
+    assert verify(out).same
+    edit_json(out / "config.json", torch_dtype="float16", dtype=None)
+    assert tf.AutoModelForCausalLM.from_pretrained(out).dtype == torch.float16
+    assert "dtype must not be set" in problems(verify(out))[0][2]
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "experts_implementation", "transformers_weights"])
+def test_an_empty_list_with_which_transformers_loads_nothing(out: Path, key: str) -> None:
+    edit_json(out / "config.json", transformers_version="4.57.0", **{key: []})
+    with pytest.raises((AttributeError, ValueError)):
+        tf.AutoModelForCausalLM.from_pretrained(out)
+    assert not verify(out).same
+
+
+@pytest.mark.parametrize("change", [{"metadata": None}, {"metadata": 5}, {}], ids=str)
+def test_an_index_without_metadata(shards: Path, change: dict[str, Any]) -> None:
+    index = shards / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["metadata"]
+    index.write_text(json.dumps({**content, **change}))
+    with pytest.raises((KeyError, TypeError)):
+        tf.AutoModelForCausalLM.from_pretrained(shards)
+    assert [problem[:2] for problem in problems(verify(shards))] == [("inconsistent", index.name)]
+
+
+def test_config_of_one_model_and_tokenizer_of_another_without_a_base(tmp_path: Path) -> None:
+    """mergekit takes both from the same one, whichever it is."""
+    family = small_family().copied(tmp_path / "models")
+    for number, sub in enumerate(family.subs):
+        write_tokenizer(sub, 64, rotated=number)
+        edit_json(sub / "config.json", eos_token_id=10 + number)
+    text = family.recipe("linear", parameters={"weight": 1})
+    del text["base_model"]
+    out = merge(text, tmp_path / "out")
+    assert verify(out).same
+    taken = json.loads((out / "config.json").read_text())["eos_token_id"] - 10
+    for number, sub in enumerate(family.subs):
+        (out / "tokenizer.json").write_bytes((sub / "tokenizer.json").read_bytes())
+        assert verify(out).same == (number == taken)
+
+
+def test_code_of_a_repository_that_the_base_names_itself(tmp_path: Path) -> None:
+    family = small_family().copied(tmp_path / "models")
+    edit_json(family.base / "config.json", auto_map={"AutoModel": "org/other--modeling.M"})
+    out = merge(family.recipe(), tmp_path / "out")
+    assert verify(out).same
+    for place in ("modeling.M", f"{family.base}--modeling.M", "evil/code--modeling.M"):
+        edit_json(out / "config.json", auto_map={"AutoModel": place})
+        assert "auto_map" in problems(verify(out))[0][2], place
+
+
+@pytest.mark.parametrize("name", ["prophetnet.tokenizer", "tokenizer.model.", "tokenizer.model.v3"])
+def test_a_vocabulary_that_transformers_opens(name: str, out: Path) -> None:
+    """It looks for ``tokenizer\\.model\\.*`` where there is no tokenizer.json."""
+    (out / name).write_text("x")
+    assert [problem[:2] for problem in problems(verify(out))] == [("stale", name)]
+
+
+def test_a_pickle_of_negated_or_sparse_tensors(tmp_path: Path) -> None:
+    out = merge(small_family().recipe(dtype="float32"), tmp_path / "out", safe_serialization=False)
+    file, name = out / "pytorch_model.bin", "model.norm.weight"
+    tensors = torch.load(file)
+    whole = tensors[name]
+    torch.save({**tensors, name: torch._neg_view(-whole)}, file)
+    assert verify(out).same
+    torch.save({**tensors, name: torch._neg_view(whole)}, file)
+    assert [difference.tensor for difference in verify(out).differences] == [name]
+    torch.save({**tensors, name: whole.to_sparse()}, file)
+    with pytest.raises(UnreadableError, match="must hold dense tensors"):
+        verify(out)

@@ -5,45 +5,60 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.execution.job import Job
-from mergekit_select.execution.workspace import FINISHING
+from mergekit_select.execution.work import stored_digests
+from mergekit_select.execution.workspace import FINISHING, NAME
+from mergekit_select.findings import some
 from mergekit_select.inputs.checkpoint import StoredTensor
-from mergekit_select.inputs.files import sync
+from mergekit_select.inputs.digests import Digests
+from mergekit_select.inputs.files import model_names, names_in, state, sync
 from mergekit_select.planner.companions import finish_folder
 
 _LAST = "config.json"  # without it no folder is a model
+_CARD = "README.md"  # which people may edit
 
 
-def finish(job: Job) -> dict[str, tuple[StoredTensor, str]]:
+def finish(job: Job, rehash: bool = False) -> dict[str, tuple[StoredTensor, str]]:
     """Make a folder whose parts are all recorded what stock mergekit would have written.
 
     One process does it; another one waits, and finds it done.
+
+    Args:
+        job: The merge.
+        rehash: Whether to read all tensors again where it was done before.
 
     Returns:
         Each tensor's description and digest.
 
     Raises:
-        UnreadableError: A part is missing, or something cannot be written.
+        UnreadableError: A part is missing, something cannot be written, an input has changed, or the folder is not what
+            the merge left there, or holds more.
         PlanError: mergekit refuses to write what stands beside the tensors.
     """
     workspace = job.workspace
     with workspace.locked(FINISHING, wait=True):
         if workspace.finished:
-            return _identities(job, workspace.kept_digests())
+            digests = workspace.kept_digests()
+            _require_kept(job, digests, rehash)
+            return _identities(job, digests)
+        job.check_inputs()
         digests = {}
         for part in job.layout.parts:
             digests.update(workspace.digests(part.number))
         try:
             _stage(job)
+            beside = names_in(workspace.staging)
+            workspace.begin_moving(beside)
+            _require_own(job, beside)
             for file in job.layout.files:
                 _move_file(job, file.name, file.size)
             sync(workspace.out)
             _move_staged(workspace.staging, workspace.out)
-            workspace.close_work(digests)
+            workspace.close_work(digests, _described(job, beside))
         except OSError as error:
             raise UnreadableError(
                 f"cannot finish {workspace.out}: {one_line(error)}; "
@@ -55,6 +70,53 @@ def finish(job: Job) -> dict[str, tuple[StoredTensor, str]]:
 def _identities(job: Job, digests: Mapping[str, str]) -> dict[str, tuple[StoredTensor, str]]:
     tensors = (tensor for file in job.layout.files for tensor in file.tensors)
     return {tensor.planned.name: (tensor.stored, digests[tensor.planned.name]) for tensor in tensors}
+
+
+def _described(job: Job, beside: Iterable[str]) -> dict[str, dict[str, object]]:
+    """Describe the files of the finished output: those with tensors by their states, the others by digest."""
+    out, digests = job.workspace.out, Digests()
+    return {
+        "weights": {file.name: state(out / file.name) for file in job.layout.files},
+        "beside": {name: digests.of(out / name)["sha256"] for name in beside if name != _CARD},
+    }
+
+
+def _require_own(job: Job, beside: Iterable[str]) -> None:
+    """Refuse an output with files that transformers or peft may load and that no part of this merge has written."""
+    out = job.workspace.out
+    others = {*model_names(out)} - {*beside} - {file.name for file in job.layout.files}
+    if others:
+        raise UnreadableError(
+            f"{out} must hold no other model's files, and holds {some(sorted(others))}; "
+            f"remove them, and repeat the command"
+        )
+
+
+def _require_kept(job: Job, digests: Mapping[str, str], rehash: bool) -> None:
+    """Refuse a finished output that is not what the merge left there; tensors are read where a file may be another."""
+    out, kept = job.workspace.out, job.workspace.kept_files()
+    states, beside = kept.get("weights", {}), kept.get("beside", {})
+    wrong = [name for name, sha256 in beside.items() if not _is(out / name, sha256)]
+    for file in job.layout.files:
+        path = out / file.name
+        parts = [part for part in job.layout.parts if part.file is file]
+        if not path.is_file() or path.stat().st_size != file.size:
+            wrong.append(file.name)
+        elif rehash or state(path) != states.get(file.name):
+            found = {name: digest for part in parts for name, digest in stored_digests(path, part).items()}
+            if found != {tensor.planned.name: digests[tensor.planned.name] for tensor in file.tensors}:
+                wrong.append(file.name)
+    if wrong:
+        raise UnreadableError(
+            f"{out} was finished, and {some(sorted(wrong))} must be as the merge left it, and is not; "
+            f"remove the folder, its {NAME} included, and merge again"
+        )
+    if kept:
+        _require_own(job, beside)
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and Digests().of(path)["sha256"] == sha256
 
 
 def _stage(job: Job) -> None:

@@ -16,10 +16,12 @@ from mergekit.options import MergeOptions
 
 from mergekit_select import __version__
 from mergekit_select.errors import PlanError, UnreadableError
+from mergekit_select.execution.adapters import with_own_cache
 from mergekit_select.execution.layout import Layout, Part, lay_out
 from mergekit_select.execution.request import Request
 from mergekit_select.execution.workspace import PLANNING, Workspace
-from mergekit_select.inputs.files import INDEXES, WEIGHTS, state, sync
+from mergekit_select.findings import some
+from mergekit_select.inputs.files import RECORDS, model_names, state, sync
 from mergekit_select.inputs.recipe import parse_recipes, read_text, validated
 from mergekit_select.planner.determinism import Determinism, determinism
 from mergekit_select.planner.engine import Engine
@@ -136,7 +138,12 @@ def opened_job(request: Request) -> Iterator[Job]:
             _require_empty(workspace.out)
             # One process at a time: mergekit takes a folder in the LoRA merge cache for a whole merge.
             workspace.acquire(PLANNING, wait=True)
-        engine = stack.enter_context(opened(config, options))
+            if workspace.read_plan() is None:
+                workspace.clear()
+        own = with_own_cache(config, options)
+        engine = stack.enter_context(opened(config, own))
+        if with_own_cache(config, options) != own:
+            raise UnreadableError("an adapter or its model has changed while they were merged; repeat the command")
         _fix_union(engine, workspace)
         tensors = written(engine)
         if not tensors:
@@ -159,11 +166,9 @@ def opened_job(request: Request) -> Iterator[Job]:
 
 
 def _require_empty(out: Path) -> None:
-    kept = sorted(name for name in os.listdir(out) if WEIGHTS.fullmatch(name) or name in (*INDEXES, "config.json"))
+    kept = model_names(out) + [name for name in RECORDS if (out / name).exists()]
     if kept:
-        raise PlanError(
-            f"{out} must hold no other model, and holds {', '.join(kept[:3])}; remove it, or give another folder"
-        )
+        raise PlanError(f"{out} must hold no other model, and holds {some(kept)}; remove it, or give another folder")
 
 
 def _fix_union(engine: Engine, workspace: Workspace) -> None:

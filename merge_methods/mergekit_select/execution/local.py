@@ -133,7 +133,7 @@ def _merge(
     tensors: Mapping[str, tuple[StoredTensor, str]] = {}
     missing = job.missing()
     if not missing:
-        tensors = finish(job)
+        tensors = finish(job, rehash)
     elif only_finish:
         raise PlanError(
             f"{workspace.out} cannot be finished: {len(missing)} of {len(job.layout.parts)} parts are missing"

@@ -156,7 +156,7 @@ def forget_lost(job: Job, rehash: bool = False) -> int:
         if part.number in done
         and (
             not workspace.place(part.file.name).exists()
-            or (rehash and _digests(workspace.place(part.file.name), part) != workspace.digests(part.number))
+            or (rehash and stored_digests(workspace.place(part.file.name), part) != workspace.digests(part.number))
         )
     ]
     for part in lost:
@@ -164,7 +164,7 @@ def forget_lost(job: Job, rehash: bool = False) -> int:
     return len(lost)
 
 
-def _digests(path: Path, part: Part) -> dict[str, str]:
+def stored_digests(path: Path, part: Part) -> dict[str, str]:
     """Return the digests of a part's tensors, or none where the file is damaged."""
     result = {}
     with path.open("rb") as file:

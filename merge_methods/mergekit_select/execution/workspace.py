@@ -11,13 +11,13 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mergekit_select.errors import UnreadableError
-from mergekit_select.inputs.files import read_json, sync, write_whole
+from mergekit_select.inputs.files import names_in, read_json, sync, write_whole
 
 NAME = ".merge"
 # Bytes of the lock file, each of which is locked for something. No byte needs to be there to be locked, and the system
@@ -47,6 +47,7 @@ class Workspace:
         root = out / NAME
         self.files, self.union, self.staging = root / "files", root / "tokenizer", root / "finish"
         self._records, self._plan, self._digests = root / "parts", root / "plan.json", root / "tensors.json"
+        self._beside, self._kept = root / "beside.json", root / "files.json"
         try:
             root.mkdir(parents=True, exist_ok=True)
             # A process's locks on a file end when it closes the file once: it stays open, and is opened nowhere else.
@@ -132,7 +133,23 @@ class Workspace:
         unfinished, final = self.files / name, self.out / name
         return final if final.exists() and not unfinished.exists() else unfinished
 
+    def clear(self) -> None:
+        """Remove what a merge has left whose plan is not there any more: nobody knows of which inputs it is."""
+        with writing(self._plan):
+            self._digests.unlink(missing_ok=True)
+            for folder in (self._records, self.files, self.staging, self.union):
+                if folder.exists():
+                    shutil.rmtree(folder)
+
     # The end
+
+    def begin_moving(self, names: Sequence[str]) -> None:
+        """Write down what is going to be moved to the output, and remove what an earlier end moved there besides."""
+        before = read_json(self._beside)["names"] if self._beside.exists() else []
+        with writing(self._beside):
+            for name in ({*before} - {*names}) & {*names_in(self.out)}:
+                (self.out / name).unlink(missing_ok=True)
+            write_whole(self._beside, json.dumps({"names": [*names]}, indent=1), durably=True)
 
     @property
     def finished(self) -> bool:
@@ -143,9 +160,14 @@ class Workspace:
         """Return what ``close_work`` has left."""
         return dict(read_json(self._digests))
 
-    def close_work(self, digests: Mapping[str, str]) -> None:
-        """Say that all is in place, leave plan and digests, and remove the rest."""
+    def kept_files(self) -> dict[str, Any]:
+        """Return what ``close_work`` has left: states of the files with tensors, SHA-256 of the others."""
+        return read_json(self._kept) if self._kept.exists() else {}
+
+    def close_work(self, digests: Mapping[str, str], files: Mapping[str, object]) -> None:
+        """Say that all is in place, leave plan, digests and files, and remove the rest."""
         with writing(self._digests):
+            write_whole(self._kept, json.dumps(files, indent=1), durably=True)
             write_whole(self._digests, json.dumps(digests, indent=1), durably=True)
         for folder in (self._records, self.files, self.staging, self.union):
             shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ Files are hashed side by side, since SHA-256 takes longer than reading.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import hashlib
 import json
@@ -81,6 +82,8 @@ class Digests:
                 return self._of(real, keep)
         except OSError as error:
             raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from error
+        except MemoryError as error:
+            raise UnreadableError(f"cannot read {path}: there is not enough memory") from error
 
     def of_all(self, paths: Iterable[Path], *, keep: bool = True) -> list[dict[str, str]]:
         """Return several files' digests.
@@ -92,9 +95,11 @@ class Digests:
         Raises:
             UnreadableError: One cannot be read.
         """
-        threads = ThreadPoolExecutor(cores())
+        threads, files = ThreadPoolExecutor(cores()), [*paths]
         try:
-            return list(threads.map(partial(self.of, keep=keep), paths))
+            return list(threads.map(partial(self.of, keep=keep), files))
+        except RuntimeError:  # the system gives no thread
+            return [self.of(path, keep=keep) for path in files]
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -102,11 +107,14 @@ class Digests:
         """Begin to hash what will be asked for; what cannot be read, the one who asks will hear of."""
 
         def hash_each() -> None:
-            for folder in folders:
-                with contextlib.suppress(OSError, UnreadableError):
-                    folder_files(folder, self)
+            with contextlib.suppress(Exception):
+                for folder in folders:
+                    with contextlib.suppress(Exception):
+                        folder_files(folder, self)
 
-        threading.Thread(target=hash_each, daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # the system gives no thread
+            # threading's start would wait for ever for a thread that has no memory to begin.
+            _thread.start_new_thread(hash_each, ())
 
     def close(self) -> None:
         """Stop what was begun, and save what was learnt."""

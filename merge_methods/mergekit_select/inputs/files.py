@@ -40,6 +40,38 @@ TRANSFORMERS_LOADS = (
     "pytorch_model.bin.index.json",
 )
 
+# Names that some version of transformers, or peft, opens in a model's folder without being told to: their formats are
+# many, so all files of these suffixes count.
+_OPENED = re.compile(
+    r"(.*\.(json|jinja|model|py|safetensors|bin|tiktoken|spm|bpe|vocab|codes|tokenizer|distcp)|"
+    r"(vocab|merges|dict)\.txt|\.metadata)(\.\d+)?|tokenizer\.model.*",
+    re.IGNORECASE,
+)
+_OPENED_FOLDERS = ("additional_chat_templates", "custom_generate")
+RECORDS = ("merge_provenance.json", "merge_tensors.json")  # what mergekit-select writes for itself
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the files of a folder, and of those in it whose files transformers opens."""
+    inner = (path for name in _OPENED_FOLDERS for path in (folder / name).glob("**/*"))
+    return sorted(str(path.relative_to(folder)) for path in (*folder.iterdir(), *inner) if not path.is_dir())
+
+
+def companion_names(folder: Path) -> list[str]:
+    """Return the files that transformers or peft may load, but for weights, their indexes and config.json."""
+    return [name for name in names_in(folder) if _is_opened(name)]
+
+
+def _is_opened(name: str) -> bool:
+    other = name in ("config.json", *RECORDS, *INDEXES) or WEIGHTS.fullmatch(name)
+    return not other and (name.partition("/")[0] in _OPENED_FOLDERS or bool(_OPENED.fullmatch(name)))
+
+
+def model_names(folder: Path) -> list[str]:
+    """Return the files of a folder that belong to a model: weights, indexes, config, and what may be loaded beside."""
+    weights = [name for name in names_in(folder) if WEIGHTS.fullmatch(name) or name in ("config.json", *INDEXES)]
+    return sorted({*weights, *companion_names(folder)})
+
 
 def first_loaded(order: Collection[str], names: Collection[str]) -> str | None:
     """Return the first of these names that a folder has, or None."""

@@ -22,9 +22,9 @@ from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_definition
 from mergekit_select.provenance.locking import file_differences, lock, notes
 from mergekit_select.provenance.parents import Parent
-from mergekit_select.provenance.recording import read_record, versions
+from mergekit_select.provenance.recording import changes, read_record, versions
 from mergekit_select.provenance.sources import obtained
-from mergekit_select.provenance.statement import MOST_BYTES, BuildDefinition, TensorTable
+from mergekit_select.provenance.statement import MOST_BYTES, BuildDefinition, Statement, TensorTable
 from mergekit_select.verification.output import RECIPE
 
 _DOWNLOAD_RATE = 50e6  # bytes a second, for the estimate: a good line to a hub
@@ -74,7 +74,7 @@ def read_origin(target: str, options: MergeOptions, digests: Digests, findings: 
         target: A lock, a folder, or OWNER/NAME[@REVISION].
         options: For where the cache is.
         digests: Remembers what was hashed.
-        findings: Receives what cannot be known.
+        findings: Receives what cannot be known, and what of it is not as recorded.
 
     Raises:
         UnreadableError: It cannot be read, or says nothing of how it was made.
@@ -88,6 +88,7 @@ def read_origin(target: str, options: MergeOptions, digests: Digests, findings: 
         for package, version in sorted(versions().items()):
             if made.get(package, version) != version:
                 findings.add(kinds.VERSION_DIFFERS, package, version, package=package, expected=made[package])
+        findings += _other_files(target, folder, kept[0], options, digests)
         return Origin(target, kept[0].definition, kept[1], True, folder)
     recipe = folder / RECIPE
     if not os.path.exists(recipe):
@@ -95,6 +96,30 @@ def read_origin(target: str, options: MergeOptions, digests: Digests, findings: 
     for what in ("at which commits its models were", "with which options and versions it was merged"):
         findings.add(kinds.NOT_RECORDED, target, what=what)
     return Origin(target, lock(read_text(recipe), target, options, digests=digests), None, False, folder)
+
+
+def _other_files(target: str, folder: Path, statement: Statement, options: MergeOptions, digests: Digests) -> Findings:
+    """Say which files of a merge are not what its record says: the digests of its tensors would then be of others.
+
+    Of a model on a hub, files are compared whose SHA-256 the hub tells, which are the large ones, and those downloaded.
+    """
+    if os.path.exists(target):
+        return changes(folder, statement, digests)
+    found = Findings()
+    repository, _, _ = target.partition("@")
+    hosted = {file.path: file for file in read_revision(repository, folder.name, options.transformers_cache).files}
+    for subject in statement.subject:
+        expected, file = subject.digest.get("sha256"), hosted.get(subject.name)
+        if subject.name == "." or (file is None and offline()):
+            continue
+        if file is None:
+            found.add(kinds.FOLDER_LACKS, subject.name)
+            continue
+        there = folder / subject.name
+        now = file.digest.get("sha256") or (digests.of(there)["sha256"] if os.path.exists(there) else expected)
+        if now != expected:
+            found.add(kinds.FOLDER_CHANGED, subject.name, now or "", expected=expected)
+    return found
 
 
 def examine(

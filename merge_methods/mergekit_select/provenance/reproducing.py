@@ -18,7 +18,7 @@ from mergekit_select.inputs.digests import Digests
 from mergekit_select.planner.opening import opened, with_adapter_cache
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.provenance.locking import recorded_options
-from mergekit_select.provenance.merging import downloaded_differences, merge
+from mergekit_select.provenance.merging import downloaded_differences, merge, require_unchanged
 from mergekit_select.provenance.origins import Needs, Origin, examine, needs, read_origin, require_space
 from mergekit_select.provenance.parents import configurations, located, parents_of
 from mergekit_select.provenance.pinning import renamed
@@ -101,7 +101,7 @@ def reproduce(
     text = renamed(definition.recipe, target, names)
     with with_adapter_cache(options) as own:
         exact = recorded_options(definition, own.model_copy(update={"quiet": True}))
-        found = _made(text, origin, out, exact, digests, progress)
+        found = _made(text, origin, out, exact, digests, locations or {}, progress)
     expected = origin.tensors
     if expected is None and origin.folder is not None:
         expected = read_tensors(obtained(target, options))
@@ -114,12 +114,19 @@ def reproduce(
 
 
 def _made(
-    text: str, origin: Origin, out: Path | None, options: MergeOptions, digests: Digests, progress: Progress
+    text: str,
+    origin: Origin,
+    out: Path | None,
+    options: MergeOptions,
+    digests: Digests,
+    locations: Mapping[str, str],
+    progress: Progress,
 ) -> TensorTable:
     """Merge, into a folder or tensor by tensor without writing any."""
     if out is not None:
         started = datetime.datetime.now(datetime.timezone.utc)
         merge(text, origin.target, out, options)
+        require_unchanged(origin.definition, digests, locations)
         record(out, options, origin.definition, started=started, digests=digests)
         kept = read_record(out)
         assert kept is not None

@@ -5,9 +5,8 @@ None other may be there that transformers, with peft installed, would load.
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +16,40 @@ from mergekit_select import kinds
 from mergekit_select.errors import one_line
 from mergekit_select.findings import Findings
 from mergekit_select.inputs.bounds import read_file
-from mergekit_select.inputs.files import INDEXES, WEIGHTS
+from mergekit_select.inputs.files import companion_names, names_in
 
 MOST_BYTES = 1 << 30  # of one file; the largest tokenizers have some tens of MB
 
-# Names that some version of transformers, or peft, opens in a model's folder without being told to: their formats are
-# many, so all files of these suffixes count.
-_OPENED = re.compile(
-    r"(.*\.(json|jinja|model|py|safetensors|bin|tiktoken|spm|bpe|vocab|codes|distcp)|"
-    r"(vocab|merges|dict)\.txt|\.metadata)(\.\d+)?",
-    re.IGNORECASE,
-)
-_OPENED_FOLDERS = ("additional_chat_templates", "custom_generate")
-# Compared elsewhere, or written by mergekit-select for itself.
-_OTHER = {"config.json", "merge_provenance.json", "merge_tensors.json", *INDEXES}
 
-
-def companion_problems(root: Path, possible: Iterable[Path], aligned: bool, reordered: bool) -> Findings:
-    """Compare the files beside the weights with those that the recipe may give; return what differs from the nearest.
+def companion_problems(root: Path, expected: Path, aligned: bool, reordered: bool) -> Findings:
+    """Compare the files beside the weights with those that the recipe gives; return what differs.
 
     Args:
         root: The output.
-        possible: Folders with what the merge writes; without a base model, one for each model that may give them.
+        expected: A folder with what the merge writes.
         aligned: Whether mergekit makes the tokenizer; otherwise it copies files.
         reordered: Whether it does so in another order every time.
 
     Raises:
         UnreadableError: A file is not regular, or far too large.
     """
-    found = {name: root / name for name in _names(root) if _opened(name)}
-    return min((_compare(found, folder, aligned, reordered) for folder in possible), key=len)
-
-
-def _names(root: Path) -> list[str]:
-    inner = (path for folder in _OPENED_FOLDERS for path in (root / folder).glob("**/*"))
-    return sorted(str(path.relative_to(root)) for path in (*root.iterdir(), *inner) if not path.is_dir())
-
-
-def _opened(name: str) -> bool:
-    inner = name.partition("/")[0] in _OPENED_FOLDERS
-    return name not in _OTHER and not WEIGHTS.fullmatch(name) and (inner or bool(_OPENED.fullmatch(name)))
-
-
-def _compare(found: Mapping[str, Path], folder: Path, aligned: bool, reordered: bool) -> Findings:
+    found = {name: root / name for name in companion_names(root)}
+    given = {name: expected / name for name in names_in(expected)}
     problems = Findings()
-    expected = {name: folder / name for name in _names(folder)}
-    for name in sorted(expected.keys() - found.keys()):
+    for name in sorted(given.keys() - found.keys()):
         problems.add(kinds.COMPANION_MISSING, name)
-    for name in sorted(found.keys() - expected.keys()):
+    for name in sorted(found.keys() - given.keys()):
         kind = kinds.ADAPTER_BESIDE if name.startswith("adapter_") else kinds.COMPANION_EXTRA
         problems.add(kind, name)
     differing = {}
-    for name in sorted(expected.keys() & found.keys()):
-        left, right = (read_file(paths[name], MOST_BYTES) for paths in (expected, found))
+    for name in sorted(given.keys() & found.keys()):
+        left, right = (read_file(paths[name], MOST_BYTES) for paths in (given, found))
         if left != right:
             place = next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), None)
             length = f"{len(right)} bytes instead of {len(left)}"
             differing[name] = length if place is None else f"byte {place} differs"
     if differing and aligned:  # other versions write other text for the same tokenizer
-        differing = _as_loaded(found, folder, differing)
+        differing = _as_loaded(found, expected, differing)
     for name, problem in differing.items():
         problems.add(kinds.TOKENIZER_REORDERED if reordered else kinds.COMPANION_DIFFERS, name, problem=problem)
     return problems
@@ -93,6 +67,6 @@ def _as_loaded(found: Mapping[str, Path], folder: Path, differing: dict[str, str
                 tokenizer.save_pretrained(str(target))
             except Exception as error:  # each class of tokenizer has errors of its own
                 return dict.fromkeys(differing, f"transformers cannot load the tokenizer: {one_line(error)}")
-            written.append({name: (target / name).read_bytes() for name in _names(target)})
+            written.append({name: (target / name).read_bytes() for name in names_in(target)})
     same = written[0].keys() if written[0] == written[1] else ()
     return {name: problem for name, problem in differing.items() if name not in same}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,40 @@ _OBEYED_KEYS = frozenset(
         "transformers_weights",
     }
 )
+_MAY_BE_EMPTY = frozenset({"auto_map", "configuration_files", "custom_pipelines", "fusion_config", "pruned_heads"})
+# Keys that a model takes otherwise where they are null than where they are not there, whether its config knows them or
+# not: getattr(config, key, DEFAULT) with a default that counts as true, or a number.
+_NULL_COUNTS = frozenset(
+    {
+        "apply_spec_augment",
+        "beta",
+        "classifier_dropout_rate",
+        "conv_act",
+        "conv_groups",
+        "conv_kernel_size",
+        "embedding_size",
+        "head_dim",
+        "hidden_act",
+        "initializer_cutoff_factor",
+        "initializer_range",
+        "is_causal",
+        "layerdrop",
+        "max_relative_positions",
+        "norm_rel_ebd",
+        "num_attention_heads",
+        "num_labels",
+        "num_local_experts",
+        "num_register_tokens",
+        "position_biased_input",
+        "position_buckets",
+        "position_embedding_type",
+        "return_dict",
+        "summary_type",
+        "swiglu_limit",
+        "tie_word_embeddings",
+        "token_classification_bias",
+    }
+)
 _CODE_KEYS = ("auto_map", "custom_pipelines")  # what they name is REPOSITORY--MODULE.CLASS once it was on a hub
 _ABSENT = object()
 # Models whose tokenizer transformers 5 patches where this key of tokenizer_config.json is set and config.json is older.
@@ -45,12 +79,12 @@ _PATCH = "fix_mistral_regex"
 _PATCHED = frozenset({"ministral", "mistral", "mistral3", "pixtral", "voxtral"})
 
 
-def config_problems(path: Path, possible: Iterable[PretrainedConfig], origins: Collection[str]) -> Findings:
-    """Compare a config.json with those that the recipe may give; return the differences from the nearest.
+def config_problems(path: Path, expected: PretrainedConfig, origins: Collection[str]) -> Findings:
+    """Compare a config.json with the one that the recipe gives; return the differences.
 
     Args:
         path: The output's.
-        possible: The config that the merge writes; without a base model, those of which it takes an arbitrary one.
+        expected: The config that the merge writes.
         origins: Where the recipe says that these models lie, and so whose code they may name.
     """
     if not path.exists():
@@ -58,36 +92,39 @@ def config_problems(path: Path, possible: Iterable[PretrainedConfig], origins: C
     content = _normal(read_json(path), origins)
     tokenizer = path.with_name("tokenizer_config.json")
     patched = str(content.get("model_type")) in _PATCHED and tokenizer.exists() and read_json(tokenizer).get(_PATCH)
-    return min((_compare(path.name, content, expected, bool(patched)) for expected in possible), key=len)
+    return _compare(path.name, content, expected, bool(patched), origins)
 
 
-def _normal(content: dict[str, Any], origins: Collection[str] | None = None) -> dict[str, Any]:
+def _normal(content: dict[str, Any], origins: Collection[str]) -> dict[str, Any]:
     """Return a config with one name for dtype, and without the repositories of code that the recipe names itself."""
     result = {}
     for key, value in content.items():
         if key in _CODE_KEYS:
             result[key] = _local_code(value, origins)
-        elif key == "torch_dtype":  # transformers lets dtype win
-            result.setdefault("dtype", content.get("dtype") or value)
+        elif key in ("dtype", "torch_dtype"):  # transformers lets dtype win, unless it is null
+            dtype = content.get("dtype")
+            result["dtype"] = content.get("torch_dtype") if dtype is None else dtype
         else:
             result[key] = _normal(value, origins) if isinstance(value, dict) else value
     return result
 
 
-def _local_code(value: Any, origins: Collection[str] | None) -> Any:
+def _local_code(value: Any, origins: Collection[str]) -> Any:
     if isinstance(value, str):
         repository, separator, name = value.rpartition("--")
-        return name if separator and (origins is None or repository in origins) else value
+        return name if separator and repository in origins else value
     if isinstance(value, dict):
         return {key: _local_code(item, origins) for key, item in value.items()}
     return [_local_code(item, origins) for item in value] if isinstance(value, list) else value
 
 
-def _compare(file: str, content: dict[str, Any], expected: PretrainedConfig, patched: bool) -> Findings:
+def _compare(
+    file: str, content: dict[str, Any], expected: PretrainedConfig, patched: bool, origins: Collection[str]
+) -> Findings:
     problems = Findings()
     # As save_pretrained writes it.
-    written: dict[str, Any] = _normal(json.loads(expected.to_json_string()))
-    full: dict[str, Any] = _normal(json.loads(expected.to_json_string(use_diff=False)))
+    written: dict[str, Any] = _normal(json.loads(expected.to_json_string()), origins)
+    full: dict[str, Any] = _normal(json.loads(expected.to_json_string(use_diff=False)), origins)
     # What has its default need not be written.
     differences = [*_compare_objects(written, content, full)]
     other_version = content.get("transformers_version") != written["transformers_version"]
@@ -99,8 +136,8 @@ def _compare(file: str, content: dict[str, Any], expected: PretrainedConfig, pat
             return problems
     if other_version:
         # Versions of transformers write other keys for the same: what both know of is compared as this one reads it.
-        # None is what transformers takes for a key that is not there.
-        read = {key: value for key, value in read.items() if key in full or value is not None}
+        # None is what transformers takes for most keys that are not there.
+        read = {key: value for key, value in read.items() if key in full or key in _NULL_COUNTS or value is not None}
         read["model_type"] = content.get("model_type", _ABSENT)  # that of the class, whatever the file says
         obeyed = {key: content[key] for key in _OBEYED_KEYS & content.keys()}
         differences = [*_compare_objects(full, {**read, **obeyed}, None)]
@@ -135,7 +172,7 @@ def _compare_objects(
             yield from _compare_objects(left, right, below, f"{place}{key}.")
             continue
         if key not in expected or key not in found:
-            if defaults is None and key in _OBEYED_KEYS and right in ({}, []):  # as if it were not there
+            if defaults is None and key in _MAY_BE_EMPTY and right in ({}, []):  # as if it were not there
                 continue
             if defaults is not None and key in found and defaults.get(key, _ABSENT) == right:
                 continue

@@ -50,7 +50,9 @@ class Output:
         with _reading(path):
             if path.suffix == ".bin":
                 tensor: torch.Tensor = _load_pickled(path)[name]
-                return tensor
+                if tensor.layout is not torch.strided:
+                    raise UnreadableError(f"{path} must hold dense tensors, and {name!r} is {tensor.layout}")
+                return tensor.resolve_conj().resolve_neg()
             with safetensors.safe_open(str(path), framework="pt") as file:
                 return file.get_tensor(name)  # type: ignore[no-any-return]
 
@@ -92,7 +94,11 @@ def open_output(folder: str | os.PathLike[str]) -> Output:
     if index is None or weight_map is None or not used:
         return Output(root, files, None, None, tuple(problems))
     metadata = read_json(root / index).get("metadata")
-    total_size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if isinstance(metadata, dict):
+        total_size = metadata.get("total_size")
+    else:
+        text = f"metadata must be an object, or transformers cannot read it, got {metadata!r}"
+        problems.add(kinds.FILES_DISAGREE, index, problem=text)
     for problem in _index_problems(root, weight_map, files):
         problems.add(kinds.FILES_DISAGREE, index, problem=problem)
     return Output(root, files, index, total_size, tuple(problems))

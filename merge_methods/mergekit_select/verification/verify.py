@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_select import kinds
@@ -98,10 +99,10 @@ def verify(
         problems = (*found.problems, finding(kinds.RECIPE_MISSING, RECIPE))
         return Verification(found.folder, None, None, None, 0, 0, problems, (), ())
     config = read_recipe(path)
-    known = donor(config)
-    origins = {model.model.path for model in ([known] if known else config.referenced_models())}
+    origins = _origins(config)
     if locations:
         config = relocated(config, locations)
+        origins |= _origins(config)
     for _, reference in references(config):
         if os.path.isdir(reference.model.path) and os.path.samefile(reference.model.path, found.folder):
             raise UnreadableError(
@@ -122,9 +123,20 @@ def verify(
             comparison.add(planned.name, result)
         comparison.finish()
         along_vocabulary = {t.name for t in engine.tensors if t.weight.vocabulary_axis is not None}
-        in_config = config_problems(found.folder / "config.json", engine.possible_configs(), origins)
+        configs = engine.possible_configs()
         companions = dict(engine.possible_companions(Path(scratch)))
-        beside = companion_problems(found.folder, companions, engine.plan.tokenizer is not None, union)
+        aligned = engine.plan.tokenizer is not None
+        # Without a base model mergekit takes all of these from one arbitrary model, not each from another.
+        in_config, beside = min(
+            (
+                (
+                    config_problems(found.folder / "config.json", expected, origins),
+                    companion_problems(found.folder, folder, aligned, union),
+                )
+                for expected, folder in zip(configs, companions, strict=True)
+            ),
+            key=lambda problems: sum(map(len, problems)),
+        )
         for file, state_before in before.items():
             if state(file) != state_before:
                 raise UnreadableError(f"{file} has changed while it was verified; verify again")
@@ -160,6 +172,12 @@ def verify(
 
 def _compared(engine: Engine, planned: PlannedTensor, *, output: Output) -> Compared | None:
     return compared(output, planned.name, engine.merged(planned))
+
+
+def _origins(config: MergeConfiguration) -> set[str]:
+    """Return where the models lie of which the output may take its config, as the recipe says."""
+    known = donor(config)
+    return {model.model.path for model in ([known] if known else config.referenced_models())}
 
 
 def _states(folder: str | os.PathLike[str]) -> dict[Path, list[int]]:
