@@ -539,11 +539,14 @@ def test_one_order_and_few_steps_make_a_study_too(config: Path, tmp_path: Path) 
 def test_the_default_folder_is_named_after_the_configuration(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Path, int]] = []
+    asked: list[tuple[Path, int, str | None]] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_module, "run_study", lambda study, root, report, jobs: asked.append((root, jobs)))
+    monkeypatch.setattr(
+        study_module, "run_study", lambda study, root, report, jobs, ray: asked.append((root, jobs, ray))
+    )
     assert CliRunner().invoke(main, [str(config)]).exit_code == 0
     assert CliRunner().invoke(main, [str(config), "--jobs", "3"]).exit_code == 0
-    assert asked == [(Path("runs/tiny"), 1), (Path("runs/tiny"), 3)]
+    assert CliRunner().invoke(main, [str(config), "--ray", "auto"]).exit_code == 0
+    assert asked == [(Path("runs/tiny"), 1, None), (Path("runs/tiny"), 3, None), (Path("runs/tiny"), 1, "auto")]
     result = CliRunner().invoke(main, [str(config), "--jobs", "0"])
     assert result.exit_code == 2
