@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from pathlib import Path
+
 import pytest
 
 from tests.plugins.support import METHOD, NAMES, Sandbox, distribution
@@ -68,3 +71,17 @@ def test_the_same_distribution_twice_on_the_path(sandbox: Sandbox) -> None:
     hidden = {"good": "good:method", "older": "older:method"}
     distribution(sandbox.site, "Good", hidden, {"good.py": "1/0", "older.py": METHOD.format("older")})
     assert sandbox.names() == ["linear", "good"]
+
+
+def test_a_plugin_installed_while_the_program_runs(sandbox: Sandbox, tmp_path: Path) -> None:
+    """As in a notebook: what was registered before is passed over, and what came since is registered."""
+    sandbox.add("good", {"good": "good:method"}, {"good.py": METHOD.format("good")})
+    distribution(tmp_path / "more", "later", {"later": "later:method"}, {"later.py": METHOD.format("later")})
+    code = f"""
+        import sys
+        import mergekit.merge_methods
+        from mergekit_select._plugins import register_plugins
+        sys.path.append({str(tmp_path / "more")!r})
+        register_plugins()
+    """
+    assert sandbox.names(textwrap.dedent(code) + NAMES) == ["linear", "good", "later"]
