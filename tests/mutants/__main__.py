@@ -26,7 +26,10 @@ import traceback
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -115,23 +118,26 @@ def _of_module(copy: Path, module: Path, tests: list[str], every: int, again: bo
     if record.exists():
         known = {line["id"]: line for line in map(json.loads, record.read_text().splitlines())}
     if "none" not in known or again:
-        outcome, taken = _outcome(copy, module, tests, CPU_SECONDS)
+        outcome, taken, _ = _outcome(copy, module, tests, CPU_SECONDS, Counter())
         if outcome != "survived":
             print(f"{module}: not tried, since its tests fail without a mutant: {outcome}, see {copy / 'tests.log'}")
             return 1
         known["none"] = {"id": "none", "seconds": taken}
         _write(record, known["none"])
     most = 3 + 2 * int(known["none"]["seconds"])
+    kills = Counter(line["killer"] for line in known.values() if line.get("killer"))
     outcomes: Counter[str] = Counter()
     for mutant in itertools.islice(mutants(path), 0, None, every):
         identity = hashlib.sha256(mutant.source.encode()).hexdigest()
         if identity not in known or (again and known[identity]["outcome"] == "survived"):
             path.write_text(mutant.source)
             try:
-                outcome, taken = _outcome(copy, module, tests, most)
+                outcome, taken, killer = _outcome(copy, module, tests, most, kills)
             finally:
                 path.write_text(original)
-            known[identity] = {"id": identity, "outcome": outcome, "seconds": taken, **_described(mutant)}
+            answer = {"id": identity, "outcome": outcome, "seconds": taken, "killer": killer}
+            known[identity] = {**answer, **_described(mutant)}
+            kills.update([killer] if killer else [])
             _write(record, known[identity])
         outcome = known[identity]["outcome"]
         outcomes[outcome] += 1
@@ -155,13 +161,15 @@ def _described(mutant: Mutant) -> dict[str, Any]:
     return {"operator": mutant.operator, "line": mutant.line, "before": mutant.before, "after": mutant.after}
 
 
-def _outcome(copy: Path, module: Path, tests: list[str], most: int) -> tuple[str, float]:
-    """Run the tests in a fork; return what came of it, and how many seconds of the processor they took."""
+def _outcome(copy: Path, module: Path, tests: list[str], most: int, kills: Counter[str]) -> tuple[str, float, str]:
+    """Run the tests in a fork; return what came of it, how many seconds of the processor they took, which failed."""
     if module == KERNEL and not _compiled(copy):
-        return "not compiled", 0.0
+        return "not compiled", 0.0, ""
+    killer = copy / "killer.txt"
+    killer.unlink(missing_ok=True)
     child = os.fork()
     if not child:
-        _test(copy, tests, most)
+        _test(copy, tests, most, _Order(kills, killer))
     deadline = time.monotonic() + WALL_SECONDS
     try:
         while True:
@@ -169,7 +177,7 @@ def _outcome(copy: Path, module: Path, tests: list[str], most: int) -> tuple[str
             if done:
                 break
             if time.monotonic() > deadline:
-                return "killed by waiting", float(WALL_SECONDS)
+                return "killed by waiting", float(WALL_SECONDS), ""
             time.sleep(0.02)
     finally:
         with suppress(ProcessLookupError):
@@ -178,11 +186,27 @@ def _outcome(copy: Path, module: Path, tests: list[str], most: int) -> tuple[str
             os.waitpid(child, 0)
     seconds = round(usage.ru_utime + usage.ru_stime, 1)
     if os.WIFSIGNALED(status):
-        return ("killed by time" if os.WTERMSIG(status) == signal.SIGXCPU else "killed by signal"), seconds
-    return {0: "survived", 5: "untested"}.get(os.WEXITSTATUS(status), "killed"), seconds
+        return ("killed by time" if os.WTERMSIG(status) == signal.SIGXCPU else "killed by signal"), seconds, ""
+    outcome = {0: "survived", 5: "untested"}.get(os.WEXITSTATUS(status), "killed")
+    return outcome, seconds, killer.read_text() if killer.exists() else ""
 
 
-def _test(copy: Path, tests: list[str], most: int) -> None:
+class _Order:
+    """Has pytest begin with the tests that killed most mutants of this module, and notes which one fails."""
+
+    def __init__(self, kills: Counter[str], killer: Path):
+        self.kills = kills
+        self.killer = killer
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: -self.kills[item.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.killer.write_text(report.nodeid)
+
+
+def _test(copy: Path, tests: list[str], most: int, order: _Order) -> None:
     """Run the tests in this process, which ends with them."""
     import pytest
 
@@ -205,7 +229,7 @@ def _test(copy: Path, tests: list[str], most: int) -> None:
         from mergekit_select import _startup
 
         _startup.install()
-        code = int(pytest.main([*OPTIONS, *tests]))
+        code = int(pytest.main([*OPTIONS, *tests], plugins=[order]))
     except BaseException:
         traceback.print_exc()
     finally:
