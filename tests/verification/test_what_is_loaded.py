@@ -133,6 +133,7 @@ def test_code_may_be_named_in_the_repository_that_the_recipe_names(tmp_path: Pat
         "tokenizer.4.0.0.json",
         "spiece.model",
         "custom_generate/generate.py",
+        "custom_generate/requirements.txt",
         "vocab.txt",
         "pytorch_model.fp16.bin",
     ],
