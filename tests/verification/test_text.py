@@ -38,6 +38,7 @@ def test_a_line_for_each_kind_of_difference() -> None:
         Difference("c", "renamed", "c", "other"),
         BITS,
         Difference("e", "dtype", "bfloat16 [32]", "float16 [32]", elements=32),
+        Difference("f", "shape", "bfloat16 [2, 4]", "bfloat16 [4, 2]", elements=8),
     )
     note = finding(kinds.NO_TOKENIZER, "tokenizer", problem="there is none")
     assert render(answer(*differences, problems=(DISAGREEING,), notes=(note,))) == [
@@ -47,8 +48,9 @@ def test_a_line_for_each_kind_of_difference() -> None:
         "renamed: c: the output calls it other",
         "bits: d: 1,234 of 5,678 elements, first at [3, 7]: expected 0 (0x0000), found 1 (0x3f80)",
         "dtype: e: expected bfloat16 [32], found float16 [32]",
+        "shape: f: expected bfloat16 [2, 4], found bfloat16 [4, 2]",
         "note: the recipe gives no tokenizer: there is none",
-        "NOT THE SAME: out: 5 tensors are not what its recipe gives; "
+        "NOT THE SAME: out: 6 tensors are not what its recipe gives; "
         "21 tensors with 19,616 parameters compared (linear)",
     ]
 
@@ -57,7 +59,7 @@ def test_a_line_for_each_kind_of_difference() -> None:
     ("differences", "keys", "verdict"),
     [
         ((), {}, "SAME: every bit of out is what its recipe gives; "),
-        ((), {"recipe": Path("other.yml")}, "SAME: every bit of out is what other.yml gives; "),
+        ((), {"recipe": Path("recipes/other.yml")}, "SAME: every bit of out is what recipes/other.yml gives; "),
         ((BITS,), {}, "NOT THE SAME: out: 1 tensor is not what its recipe gives; "),
         (
             (),
