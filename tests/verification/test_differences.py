@@ -94,6 +94,15 @@ def test_renamed_tensor(out: Path) -> None:
     assert verify(out).differences == (Difference("model.norm.weight", "renamed", "model.norm.weight", "norm.weight"),)
 
 
+def test_a_missing_tensor_among_extra_ones_of_other_bits(out: Path) -> None:
+    tensors = tensors_of(out)
+    removed = tensors.pop("model.norm.weight")
+    more = [f"more{number}" for number in range(8)]
+    save(out, tensors | {name: removed + number for number, name in enumerate(more, 1)})
+    found = [(difference.kind, difference.tensor) for difference in verify(out).differences]
+    assert found == [("missing", "model.norm.weight"), *(("extra", name) for name in more)]
+
+
 def test_two_tensors_that_changed_names(out: Path) -> None:
     tensors = tensors_of(out)
     names = [f"model.layers.{layer}.input_layernorm.weight" for layer in (0, 1)]
