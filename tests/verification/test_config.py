@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from mergekit_select.verification import verify
+from mergekit_select.verification.config import config_problems
 from tests.support.checkpoints import edit_json
 from tests.support.commands import invoke
 from tests.support.models import small_family, write_family
@@ -61,6 +62,7 @@ def test_damaged_config(out: Path, keys: dict[str, Any], text: str) -> None:
     [
         {"_name_or_path": "x", "use_cache": False, "torch_dtype": "bfloat16", "dtype": None},
         {"is_encoder_decoder": False},
+        {"torch_dtype": "float16"},  # beside dtype, which transformers lets win
         # As transformers 4 wrote it.
         {
             "transformers_version": "4.46.0",
@@ -123,3 +125,32 @@ def test_config_of_another_architecture(tmp_path: Path) -> None:
         "n_embd must be 16, as the recipe gives it, got 32",
         "n_layer must be 1, as the recipe gives it, got None",
     ]
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "tokenizer", "patched"),
+    [
+        ("4.57.1", "mistral", {"fix_mistral_regex": True}, True),
+        ("x", "mistral", {"fix_mistral_regex": True}, True),
+        (None, "mistral", {"fix_mistral_regex": True}, True),
+        ("5.0.0", "mistral", {"fix_mistral_regex": True}, False),
+        ("4.57.1", "mistral", {"fix_mistral_regex": False}, False),
+        ("4.57.1", "mistral", {}, False),
+        ("4.57.1", "mistral", None, False),
+        ("4.57.1", "llama", {"fix_mistral_regex": True}, False),
+    ],
+    ids=str,
+)
+def test_the_version_by_which_transformers_patches_a_tokenizer(
+    version: str | None, model: str, tokenizer: dict[str, Any] | None, patched: bool, tmp_path: Path
+) -> None:
+    expected = transformers.CONFIG_MAPPING[model]()
+    path = tmp_path / "config.json"
+    expected.to_json_file(path)
+    edit_config(tmp_path, {"transformers_version": version})
+    if tokenizer is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    texts = [problem.text for problem in config_problems(path, [expected], ())]
+    got = "it is missing" if version is None else f"got {version!r}"
+    ours = f"transformers_version must be {transformers.__version__!r}, as the recipe gives it, {got}"
+    assert texts == [ours] * patched

@@ -11,7 +11,7 @@ from mergekit.merge_methods import TensorBatch, merge_method, register, register
 from mergekit.options import MergeOptions
 
 from mergekit_select.verification import Determinism, determinism, verify
-from tests.support.checkpoints import save, tensors_of
+from tests.support.checkpoints import changed, save, tensors_of
 from tests.support.commands import invoke
 from tests.support.models import small_family
 from tests.support.recipes import merge
@@ -85,6 +85,15 @@ def test_order_of_a_vocabulary_that_is_no_union(tmp_path: Path) -> None:
     tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0).contiguous()
     save(out, tensors)
     assert (verify(out).undecided, verify(out).notes) == (False, ())
+
+
+def test_a_method_that_may_round_otherwise(tmp_path: Path) -> None:
+    out = merge(small_family().recipe("linear", parameters={"weight": 1}), tmp_path / "out")
+    assert verify(out).notes == ()
+    changed(out, lambda tensors: tensors["model.norm.weight"].add_(1))
+    answer = verify(out)
+    assert [note.kind for note in answer.notes] == ["rounding"]
+    assert not answer.undecided
 
 
 @merge_method(name="test_first_model")  # type: ignore[untyped-decorator]  # mergekit does not annotate it

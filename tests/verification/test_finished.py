@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -143,3 +144,12 @@ def test_shards_of_an_older_merge_that_an_entry_names(shards: Path) -> None:
         files["model.norm.weight"] = "model-00001-of-00007.safetensors"
     stale = {problem.place for problem in verify(shards).problems if problem.kind == "stale"}
     assert stale == {f"model-{number:05d}-of-00007.safetensors" for number in range(2, 8)}
+
+
+def test_a_temporary_file_of_an_older_merge_is_noted(out: Path) -> None:
+    left = out / ".tmpAb12Cd"
+    left.write_bytes((out / "model.safetensors").read_bytes()[:200])
+    os.utime(left, (0, 0))
+    answer = verify(out)
+    assert answer.same
+    assert [(note.kind, note.place) for note in answer.notes] == [("out-temporary", left.name)]

@@ -122,6 +122,16 @@ def test_code_may_be_named_in_the_repository_that_the_recipe_names(tmp_path: Pat
     assert not verify(out).same
 
 
+def test_code_that_is_named_in_a_list(tmp_path: Path) -> None:
+    """Of a tokenizer's slow class and its fast one, either of which may be missing."""
+    family = small_family().copied(tmp_path / "models")
+    edit_json(family.base / "config.json", auto_map={"AutoTokenizer": ["own.Slow", None]})
+    out = merge(family.recipe(), tmp_path / "out")
+    for repository, same in ((str(family.base), True), ("evil/code", False)):
+        edit_json(out / "config.json", auto_map={"AutoTokenizer": [f"{repository}--own.Slow", None]})
+        assert verify(out).same == same
+
+
 @pytest.mark.parametrize(
     "file",
     [
