@@ -44,6 +44,16 @@ def test_random_method(tmp_path: Path) -> None:
     assert "UNDECIDED" in result.output
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt"])
+def test_what_no_random_method_explains(tmp_path: Path, file: str) -> None:
+    """Neither a file that differs nor one of another merge."""
+    keys: dict[str, Any] = {"parameters": {"weight": 1, "density": 0.5}}
+    out = merge(small_family().recipe("dare_ties", **keys), tmp_path / "out")
+    assert verify(out).undecided
+    (out / file).write_text("{}")
+    assert not verify(out).undecided
+
+
 def test_random_method_with_the_seed_of_the_merge(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"parameters": {"weight": 1, "density": 0.5}}
     recipe = small_family().recipe("dare_ties", **keys)
