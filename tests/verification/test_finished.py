@@ -57,6 +57,7 @@ def test_no_recipe(out: Path) -> None:
     assert result.exit_code == 1
     assert "--no-write-model-card" in result.output
     assert "NOT VERIFIED" in result.output
+    assert not verify(out).undecided
 
 
 def test_only_a_recipe(out: Path) -> None:
