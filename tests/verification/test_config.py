@@ -63,6 +63,7 @@ def test_damaged_config(out: Path, keys: dict[str, Any], text: str) -> None:
         {"_name_or_path": "x", "use_cache": False, "torch_dtype": "bfloat16", "dtype": None},
         {"is_encoder_decoder": False},
         {"torch_dtype": "float16"},  # beside dtype, which transformers lets win
+        {"transformers_version": "4.46.0", "pruned_heads": {}, "auto_map": {}},
         # As transformers 4 wrote it.
         {
             "transformers_version": "4.46.0",
