@@ -83,6 +83,12 @@ def test_config_that_says_the_same_otherwise(out: Path, keys: dict[str, Any]) ->
     assert verify(out).problems == ()
 
 
+def test_what_follows_an_empty_key_is_compared_too(out: Path) -> None:
+    edit_json(out / "config.json", transformers_version="4.46.0", auto_map={}, pruned_heads={}, vocab_size=63)
+    (problem,) = verify(out).problems
+    assert problem.text == "vocab_size must be 64, as the recipe gives it, got 63"
+
+
 def test_config_that_transformers_cannot_read(out: Path) -> None:
     edit_config(out, {"use_cache": [True]})
     (problem,) = verify(out).problems
