@@ -254,6 +254,10 @@ def test_chunks_of_torch_operations_become_smaller_with_many_sub_models(sub_mode
         assert chunk * sub_models <= LIMITS.masks
 
 
+def test_torch_does_not_share_an_operation_on_a_chunk_among_its_threads() -> None:
+    assert LIMITS.chunk < 32_768  # GRAIN_SIZE in ATen/TensorIterator.h
+
+
 # ---- which kernel
 
 
