@@ -85,6 +85,19 @@ def test_pickled_shards_without_their_index(tmp_path: Path) -> None:
     )
 
 
+def test_a_single_shard_without_its_index(shards: Path) -> None:
+    for number in range(2, 8):
+        (shards / shard(number)).unlink()
+    (shards / INDEX).unlink()
+    assert problems(verify(shards))[0][:2] == ("unfinished", INDEX)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_not_waited_for(out: Path) -> None:
+    os.mkfifo(out / "notes.txt")
+    refused(invoke("verify", out), "notes.txt must be a regular file, and is a pipe")
+
+
 def test_what_a_missing_or_forgotten_shard_is_named_by(shards: Path) -> None:
     (shards / shard(2)).unlink()
     with weight_map(shards) as files:
