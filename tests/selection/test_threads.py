@@ -229,7 +229,7 @@ def test_huge_pages_are_asked_for_large_results_alone(taken: Any, monkeypatch: p
             return ctypes.CDLL(None).madvise(address, length, advice) if taken else -1
 
     monkeypatch.setattr(limits, "_libc", Libc)
-    size = LIMITS.huge_pages_bytes
+    size = 32 << 20  # see docs/performance.md
     large = torch.zeros(size, dtype=torch.float8_e5m2)
     result = select([large])
     assert same(result, large)
@@ -252,6 +252,10 @@ def test_chunks_of_torch_operations_become_smaller_with_many_sub_models(sub_mode
         chunk = LIMITS.chunk_of(torch.device(device), sub_models)
         assert chunk >= 1 << 13
         assert chunk * sub_models <= LIMITS.masks
+
+
+def test_a_chunk_has_an_element_at_least() -> None:
+    assert Limits(masks=4).chunk_of(torch.device("cpu"), 5) == 1
 
 
 def test_torch_does_not_share_an_operation_on_a_chunk_among_its_threads() -> None:

@@ -9,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mergekit_select.bits import digest
 from mergekit_select.verification import verify
 from mergekit_select.verification.companions import companion_problems
+from mergekit_select.verification.comparison import Compared, compared
+from mergekit_select.verification.output import open_output
 from tests.support.checkpoints import edit_json, tensors_of, weight_map
 from tests.support.commands import invoke
 from tests.support.models import small_family, write_tokenizer
@@ -96,6 +99,12 @@ def test_a_single_shard_without_its_index(shards: Path) -> None:
 def test_a_pipe_is_not_waited_for(out: Path) -> None:
     os.mkfifo(out / "notes.txt")
     refused(invoke("verify", out), "notes.txt must be a regular file, and is a pipe")
+
+
+def test_a_tensor_that_the_output_lacks_counts_for_nothing(out: Path) -> None:
+    expected = torch.ones(2)
+    result = compared(open_output(out), "nowhere", expected)
+    assert result == Compared(elements=0, nbytes=0, missing=("float32 [2]", digest(expected)))
 
 
 def test_what_a_missing_or_forgotten_shard_is_named_by(shards: Path) -> None:
