@@ -254,6 +254,10 @@ def test_chunks_of_torch_operations_become_smaller_with_many_sub_models(sub_mode
         assert chunk * sub_models <= LIMITS.masks
 
 
+def test_an_accelerator_is_given_larger_chunks() -> None:
+    assert LIMITS.chunk_of(torch.device("cuda"), 1) > LIMITS.chunk_of(torch.device("cpu"), 1)
+
+
 def test_a_chunk_has_an_element_at_least() -> None:
     assert Limits(masks=4).chunk_of(torch.device("cpu"), 5) == 1
 
