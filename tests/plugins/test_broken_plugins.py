@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from tests.plugins.support import METHOD, NAMES, WARNING, Sandbox, distribution
+from tests.plugins.support import METHOD, NAMES, STAND_IN, WARNING, Sandbox, distribution
 
 UNPRINTABLE = "<exception str() failed>" if sys.version_info >= (3, 11) else "<unprintable Error object>"
 
@@ -90,6 +90,26 @@ def test_a_broken_plugin_costs_one_line(sandbox: Sandbox, case: str) -> None:
     result = sandbox.run()
     assert result.stderr == f"mergekit-select: skipped entry point 'label = {value}' of bad 1.0: {text}\n"
     assert (result.returncode, result.stdout) == (0, "linear good\n")
+
+
+def test_a_method_that_mergekit_refuses(sandbox: Sandbox) -> None:
+    module = sandbox.site / "mergekit" / "merge_methods" / "__init__.py"
+    refusing = """
+known = register
+def register(method):
+    if method.spec.name == "bad": raise ValueError("it has no contract")
+    known(method)
+"""
+    module.write_text(STAND_IN + refusing)
+    sandbox.add("bad", {"bad": "broken:method"}, {"broken.py": METHOD.format("bad")})
+    sandbox.add("good", {"good": "good:method"}, {"good.py": METHOD.format("good")})
+    result = sandbox.run()
+    assert (result.returncode, result.stdout) == (0, "linear good\n")
+    assert result.stderr == (
+        "mergekit-select: skipped entry point 'bad = broken:method' of bad 1.0: "
+        "registering it raised ValueError: it has no contract. "
+        "Update or uninstall bad; its author should correct it.\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["error", "ignore"])

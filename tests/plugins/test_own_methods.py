@@ -34,6 +34,12 @@ def test_own_module_first(own: Sandbox) -> None:
     assert sorted(own.names(FIRST + NAMES)) == ["good", "linear", "parameter_selection"]
 
 
+@pytest.mark.parametrize("module", ["aardvark", "mergekit_select_more", "zebra"])
+def test_a_module_that_merges_while_it_is_imported(own: Sandbox, module: str) -> None:
+    (own.plugins / f"{module}.py").write_text(NAMES)
+    assert own.names(f"import {module}") == ["linear", "parameter_selection", "good"]
+
+
 def test_own_module_without_startup_file(own: Sandbox) -> None:
     assert own.names(start=False) == ["linear"]
     assert own.names(FIRST + NAMES, start=False) == ["linear", "parameter_selection", "good"]
