@@ -77,7 +77,10 @@ def test_own_names_come_first(own: Sandbox) -> None:
     )
 
 
-@pytest.mark.parametrize("code", [NAMES, FIRST + NAMES])
+AGAIN = "import mergekit_select._plugins as p; p.register_plugins()\n"
+
+
+@pytest.mark.parametrize("code", [NAMES, FIRST + NAMES, FIRST + AGAIN + NAMES])
 def test_a_mergekit_that_has_such_a_method_itself(own: Sandbox, code: str) -> None:
     module = own.site / "mergekit" / "merge_methods" / "__init__.py"
     module.write_text(STAND_IN + "register(MergeMethod('parameter_selection'))")
