@@ -157,7 +157,7 @@ def test_the_version_by_which_transformers_patches_a_tokenizer(
     edit_config(tmp_path, {"transformers_version": version})
     if tokenizer is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    texts = [problem.text for problem in config_problems(path, [expected], ())]
+    texts = [problem.text for problem in config_problems(path, expected, ())]
     got = "it is missing" if version is None else f"got {version!r}"
     ours = f"transformers_version must be {transformers.__version__!r}, as the recipe gives it, {got}"
     assert texts == [ours] * patched
