@@ -40,6 +40,23 @@ def test_a_program_imports_the_plugin_first(
     assert result.stderr == SKIPPED.format("good", value, incomplete)
 
 
+def test_whatever_the_distribution_is_called(sandbox: Sandbox) -> None:
+    sandbox.add("zeta", {"zeta": "pack.methods:method"}, IN_A_PLAIN_PACKAGE)
+    result = sandbox.run("import pack.helper\n" + NAMES)
+    assert (result.returncode, result.stdout) == (0, "linear\n")
+    assert result.stderr == SKIPPED.format("zeta", "pack.methods:method", "pack.helper")
+
+
+def test_a_package_that_a_program_makes_itself_is_complete(sandbox: Sandbox) -> None:
+    sandbox.add("good", {"good": "pack.methods:method"}, IN_A_PLAIN_PACKAGE)
+    code = """
+        import sys, types
+        sys.modules["pack"] = types.ModuleType("pack")
+        sys.modules["pack"].__path__ = ["pack"]
+    """
+    assert sandbox.names(textwrap.dedent(code) + NAMES) == ["linear", "good"]
+
+
 @pytest.mark.parametrize(("value", "modules", "first", "_"), CASES)
 def test_the_remedy_helps(sandbox: Sandbox, value: str, modules: dict[str, str], first: str, _: str) -> None:
     sandbox.add("good", {"good": value}, modules)

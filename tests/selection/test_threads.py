@@ -111,6 +111,29 @@ def test_a_merge_does_not_wait_for_threads_that_do_not_begin(
     assert same(merge(selection, SHARED), expected)
 
 
+def test_an_interrupted_thread_leaves_the_others_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_c, "_pool", lambda _count: _Idle())
+    parts = iter(range(10))
+
+    def interrupted() -> None:
+        next(parts)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kernel_c._share(interrupted, parts, 1)
+    assert list(parts) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads, by Python 3.12 and later
+def test_a_fork_begins_without_the_threads_of_its_parent() -> None:
+    kernel_c._pool(1)
+    child = os.fork()
+    if not child:
+        os._exit(kernel_c._pool.cache_info().currsize)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @compiled
 def test_many_threads_may_merge_at_once(threads: Callable[[int], None]) -> None:
     threads(3)
