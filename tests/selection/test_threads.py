@@ -134,6 +134,12 @@ def test_a_fork_begins_without_the_threads_of_its_parent() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_threads_of_an_earlier_number_are_not_kept() -> None:
+    for number in (1, 2):
+        kernel_c._pool(number)
+    assert kernel_c._pool.cache_info().currsize == 1
+
+
 @compiled
 def test_many_threads_may_merge_at_once(threads: Callable[[int], None]) -> None:
     threads(3)
