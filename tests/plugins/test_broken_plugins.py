@@ -153,6 +153,13 @@ def test_metadata_that_cannot_be_read(sandbox: Sandbox) -> None:
     ]
 
 
+def test_metadata_that_say_nothing_of_merge_methods_are_not_read(sandbox: Sandbox) -> None:
+    info = sandbox.add("other", {}, {})
+    (info / "entry_points.txt").unlink()
+    (info / "METADATA").unlink()
+    assert sandbox.names() == ["linear"]
+
+
 def test_ctrl_c_stops_the_program(sandbox: Sandbox) -> None:
     sandbox.add("slow", {"slow": "slow:method"}, {"slow.py": "raise KeyboardInterrupt"})
     result = sandbox.run()
