@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.support import METHOD, NAMES, Sandbox, distribution
+from tests.plugins.support import METHOD, NAMES, Sandbox, distribution, processing
 
 
 def test_a_plugin_is_found(sandbox: Sandbox) -> None:
@@ -34,6 +34,21 @@ def test_forms_of_an_entry_point(sandbox: Sandbox, value: str) -> None:
     source = METHOD.format("good") + "class Methods: good = method"
     sandbox.add("good", {"good": value}, {"good/__init__.py": "", "good/methods.py": source})
     assert sandbox.names() == ["linear", "good"]
+
+
+def test_a_finder_that_was_there_before(sandbox: Sandbox) -> None:
+    """As that of an editable install of mergekit may be."""
+    sandbox.add("good", {"good": "good:method"}, {"good.py": METHOD.format("good")})
+    code = """
+        import sys
+        from importlib.machinery import PathFinder
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                return PathFinder.find_spec(name, path) if name.startswith("mergekit.") else None
+        sys.meta_path.insert(0, Finder())
+    """
+    code = textwrap.dedent(code) + processing(sandbox.site) + NAMES
+    assert sandbox.names(code, start=False) == ["linear", "good"]
 
 
 def test_an_entry_point_of_another_name_than_the_method(sandbox: Sandbox) -> None:
