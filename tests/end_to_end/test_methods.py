@@ -139,6 +139,23 @@ def test_a_tensor_without_a_name_has_the_draws_of_the_empty_name() -> None:
     assert merged.tolist() == [float(k) for k in reference.merge([[k] * 64 for k in range(3)], seed=4)[2]]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_are_those_of_the_documentation(method: str) -> None:
+    """Seed 0; a weight is given to all sub-models or to none."""
+    tensors, base = [torch.full((4096,), float(k)) for k in range(3)], None if method == SELECTION else 0
+    merged = merge_tensors(tensors, method, base_index=base)
+    assert torch.equal(merged, merge_tensors(tensors, method, base_index=base, parameters={"seed": 0}))
+    assert not torch.equal(merged, merge_tensors(tensors, method, base_index=base, parameters={"seed": 1}))
+
+
+def test_one_sub_model_is_enough_and_none_is_refused() -> None:
+    one, base = torch.ones(8), torch.zeros(8)
+    for method in METHODS:
+        assert torch.equal(merge_tensors([base, one], method, base_index=0), one)
+        with pytest.raises(ValueError, match="non-base"):
+            merge_tensors([base], method, base_index=0)
+
+
 def test_results_carry_no_autograd_history() -> None:
     models = [torch.nn.Linear(4, 4) for _ in range(3)]
     for method, base in zip(METHODS, (None, 0), strict=True):
