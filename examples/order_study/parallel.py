@@ -71,10 +71,10 @@ def _each_on_ray(
     here = os.getcwd()
     try:
         with cluster.connected(address, here) as ray:
-            numbered = [(here, function, number, task) for number, task in enumerate(tasks)]
+            calls = [(here, function, task) for task in tasks]
             try:
-                for (_, _, number, _), result in cluster.each(ray, _call, numbered, cpus=threads):
-                    yield tasks[number], result
+                for (_, _, task), result in cluster.each(ray, _call, calls, cpus=threads):
+                    yield task, result
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except ray.exceptions.RayError as error:
@@ -85,7 +85,7 @@ def _each_on_ray(
         raise StudyError(str(error)) from error
 
 
-def _call(folder: str, function: Callable[..., _Result], _number: int, arguments: tuple[Any, ...]) -> _Result:
+def _call(folder: str, function: Callable[..., _Result], arguments: tuple[Any, ...]) -> _Result:
     os.chdir(folder)
     quieten()
     return function(*arguments)

@@ -13,7 +13,7 @@ from mergekit_select.errors import PlanError, RecipeError, UnreadableError, one_
 from mergekit_select.execution.request import Request
 from mergekit_select.execution.workspace import NAME
 from mergekit_select.inputs.files import write_whole
-from mergekit_select.inputs.recipe import parse_recipes, read_text, validated
+from mergekit_select.inputs.recipe import parse_recipes, read_text
 
 
 def staged(request: Request, intermediate: str) -> list[tuple[str | None, Request]]:
@@ -30,8 +30,7 @@ def staged(request: Request, intermediate: str) -> list[tuple[str | None, Reques
     """
     place = request.recipe
     text = read_text(place)
-    for recipe in parse_recipes(text, place):
-        validated(recipe, place)
+    parse_recipes(text, place)  # within bounds, which mergekit does not have
     if not os.path.isabs(intermediate) and not intermediate.startswith("."):
         intermediate = f"./{intermediate}"  # a path without a dot looks like a name on a hub
     try:

@@ -103,9 +103,9 @@ def _write(job: Job, part: Part, keeper: Executor) -> tuple[int, dict[str, str]]
 
 
 def _take(kept: list[Future[Any]]) -> None:
-    while kept:
-        kept[-1].result()
-        kept.pop()
+    for future in kept:
+        future.result()
+    kept.clear()
 
 
 def _computed(job: Job, tensor: WrittenTensor) -> torch.Tensor:

@@ -47,6 +47,7 @@ class Workspace:
         root = out / NAME
         self.files, self.union, self.staging = root / "files", root / "tokenizer", root / "finish"
         self._records, self._plan, self._digests = root / "parts", root / "plan.json", root / "tensors.json"
+        self._working = (self._records, self.files, self.staging, self.union)  # gone once the merge is finished
         self._beside, self._kept = root / "beside.json", root / "files.json"
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ class Workspace:
         """Remove what a merge has left whose plan is not there any more: nobody knows of which inputs it is."""
         with writing(self._plan):
             self._digests.unlink(missing_ok=True)
-            for folder in (self._records, self.files, self.staging, self.union):
+            for folder in self._working:
                 if folder.exists():
                     shutil.rmtree(folder)
 
@@ -169,7 +170,7 @@ class Workspace:
         with writing(self._digests):
             write_whole(self._kept, json.dumps(files, indent=1), durably=True)
             write_whole(self._digests, json.dumps(digests, indent=1), durably=True)
-        for folder in (self._records, self.files, self.staging, self.union):
+        for folder in self._working:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mergekit_select.errors import UnreadableError, one_line
-from mergekit_select.inputs.files import read_json, write_whole
+from mergekit_select.inputs.files import RECORDS, read_json, write_whole
 from mergekit_select.provenance.parents import parents_of, require_same_models
 from mergekit_select.provenance.statement import (
     BUILD_TYPE,
@@ -20,8 +20,7 @@ from mergekit_select.provenance.statement import (
     TensorTable,
 )
 
-STATEMENT = "merge_provenance.json"
-TENSORS = "merge_tensors.json"
+STATEMENT, TENSORS = RECORDS
 
 Document = TypeVar("Document", BuildDefinition, Statement, TensorTable)
 
