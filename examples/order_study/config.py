@@ -2,6 +2,7 @@
 
 import difflib
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -18,8 +19,12 @@ _SOURCES: dict[str, type[BaseModel]] = {"pydoc_data.topics": Text, "jsonl": Json
 _TAGS: dict[str, type[BaseModel]] = {**_SOURCES, "fresh": FreshBase, "given": GivenBase}
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read the configuration of a study.
+
+    Args:
+        path: The file.
+        changes: Settings in place of those of the file, such as "fine_tuning.schedule=linear"; values are YAML.
 
     Raises:
         StudyError: It cannot be read, or breaks rules; each of these has a line of the message.
@@ -38,10 +43,30 @@ def load_study(path: Path) -> Study:
             f"a study is a mapping of settings, but {path} holds {type(content).__name__}: write for example "
             "`orders: [1, 2, 3]`"
         )
+    for change in changes:
+        _set(content, change)
     try:
         return Study.model_validate(content)
     except ValidationError as error:
         raise StudyError("\n".join(f"{path}: {_line(details)}" for details in error.errors())) from error
+
+
+def _set(content: dict[str, Any], change: str) -> None:
+    place, equals, text = change.partition("=")
+    *parents, last = place.split(".")
+    for parent in parents:
+        if not isinstance(content.setdefault(parent, {}), dict):
+            raise StudyError(
+                f"--set names a setting by its place, but {parent} in {change!r} has no settings below it: correct it"
+            )
+        content = content[parent]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        equals = ""
+    if not equals or not last:
+        raise StudyError(f"--set takes a setting and its value, got {change!r}: write a.b=value, the value as in YAML")
+    content[last] = value
 
 
 def _line(error: ErrorDetails) -> str:

@@ -23,10 +23,12 @@ class SampleLosses:
     Attributes:
         total: [n] nats, summed over the response tokens of the sample.
         tokens: [n] how many these are, at least one.
+        right: [n] whether greedy decoding gives the response; None where that was not looked at.
     """
 
     total: Floats
     tokens: Integers
+    right: Booleans | None = None
 
     def per_token(self) -> Floats:
         """[n] mean loss of each sample, in nats per token."""
@@ -37,6 +39,20 @@ class SampleLosses:
         return float(self.total.sum() / self.tokens.sum())
 
 
+def finite(model: Model, losses: SampleLosses) -> SampleLosses:
+    """The losses of a model, as they are.
+
+    Raises:
+        StudyError: One is not a number, or infinite.
+    """
+    if not np.isfinite(losses.total).all():
+        raise StudyError(
+            f"losses must be finite, but {model.name}, step {model.step or 'final'}, has a loss of "
+            f"{losses.total[~np.isfinite(losses.total)][0]}: it diverged; lower its learning rate"
+        )
+    return losses
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """What is measured of one model.
@@ -44,24 +60,25 @@ class Measured:
     Attributes:
         model: Which one.
         held_out: Losses on the held-out part.
-        training: Losses on the fine-tuning part (or its first samples), for final models only.
+        training: Losses on the fine-tuning part (or its first samples), of the final models that a figure shows.
+        validation: Losses on the samples for validation, of the final sub-models where there are such samples.
         exact: [n] whether the answer to each held-out sample (or to the first ones) is right.
         equal_to_base: The share of parameters that have the bits of the base's.
+        distance: From the base, the Euclidean norm over all parameters.
     """
 
     model: Model
     held_out: SampleLosses
     training: SampleLosses | None = None
+    validation: SampleLosses | None = None
     exact: Booleans | None = None
     equal_to_base: float | None = None
+    distance: float | None = None
 
     def __post_init__(self) -> None:
-        for part in (self.held_out, self.training):
-            if part is not None and not np.isfinite(part.total).all():
-                raise StudyError(
-                    f"losses must be finite, but {self.model.name}, step {self.model.step or 'final'}, has a loss of "
-                    f"{part.total[~np.isfinite(part.total)][0]}: it diverged; lower its learning rate"
-                )
+        for part in (self.held_out, self.training, self.validation):
+            if part is not None:
+                finite(self.model, part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +90,16 @@ class Positions:
         first: [n] index of the batch of the first epoch in which the sample was, from 0.
         last: [n] the same for the last epoch.
         batches: Batches in each epoch.
+        learning_rate: [n] the sum of the learning rates at which the sample was seen, in units of the highest one.
+        seen: [n, epochs] index of the batch of the whole training in which the sample was.
     """
 
     order: str
     first: Integers
     last: Integers
     batches: int
+    learning_rate: Floats | None = None
+    seen: Integers | None = None
 
 
 @dataclass(frozen=True)

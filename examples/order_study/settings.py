@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from examples.order_study.sources import Count, Data, Fraction, Frozen, Name, Text, TextFile, unset
 
-Part = Literal["base", "fine_tuning", "held_out"]
+Part = Literal["base", "fine_tuning", "validation", "held_out"]
 Composition = Literal["redrawn", "fixed"]
 Precision = Literal["fp32", "bf16_mixed", "bf16"]
 Stored = Literal["bf16", "fp32"]
@@ -21,13 +21,30 @@ Device = Literal["auto", "cpu", "cuda"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes; transformers seeds it along with torch
 
 BASE = "base"  # name of the model that all others start from
-LONGER = "longer"  # name of the control that is trained for as long as all sub-models together
+# Controls, which merges of sub-models of different orders are held against. Trained, all in the first order:
+LONGER = "longer"  # one model, for the epochs of all sub-models together
+MORE_STEPS = "more-steps"  # one model, for as many epochs as a sub-model, in as many steps as all of them together
+SAME_ORDER = "same-order"  # as many models as there are sub-models, which differ in noise and dropout
+TRAINED_CONTROLS = (LONGER, MORE_STEPS, SAME_ORDER)
+# Merged:
+SAME_ORDER_AVERAGE = "same-order-average"  # of the models of SAME_ORDER, and made along with them
+SOUP = "soup"  # the greedy soup of the sub-models
+STRETCHED = "stretched"  # the average, as far from the base as selection is
+SHRUNK = "shrunk"  # selection, as close to the base as the average is
+DERIVED_CONTROLS = (SOUP, STRETCHED, SHRUNK)  # merges that need others, or measurements, first
+# Neither:
+ENSEMBLE = "ensemble"  # the mean of the probabilities of the sub-models, K times the work when used
+
+NOISE = 1e-3  # of SAME_ORDER: standard deviation of what is added to each tensor at the start, in those of the tensor
+DROPOUT = 0.1  # of SAME_ORDER: in attention, where Llama and its kin have their only dropout
+
+_CONTROLS = ("ties", "dare_ties", *TRAINED_CONTROLS, *DERIVED_CONTROLS, ENSEMBLE)
 
 
 def _control(value: str) -> str:
-    if not re.fullmatch(r"ties|dare_ties|longer|stretch-\d+(\.\d+)?", value):
+    if value not in _CONTROLS and not re.fullmatch(r"stretch-\d+(\.\d+)?", value):
         raise ValueError(
-            f"a control must be ties, dare_ties, longer, or stretch- and a factor, got {value!r}: write for example "
+            f"a control must be {', '.join(_CONTROLS)}, or stretch- and a factor, got {value!r}: write for example "
             "stretch-1.1"
         )
     return value
@@ -78,6 +95,9 @@ class Training(Frozen):
     lora: Lora | None = None
     save_steps: Count | None = None  # steps between the states that training can resume from; None: five minutes
     max_steps: Count | None = Field(default=None, exclude_if=unset)  # ends the training before its last epoch does
+    # At the start, a normal number is added to each weight: this many times the standard deviation of its tensor.
+    noise: Annotated[float, Field(ge=0)] = Field(default=0.0, exclude_if=unset)
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, exclude_if=unset)
 
     @model_validator(mode="after")
     def _pieces_are_whole(self) -> Self:
@@ -148,10 +168,14 @@ class Merging(Frozen):
 
 
 class ExactMatch(Frozen):
-    """Greedy generation, and whether the final number of the answer is that of the response."""
+    """Greedy decoding, and whether the answer is right: in its final number, or as a whole.
 
+    Whether it is the response as a whole is seen in passing where losses are measured, with nothing generated.
+    """
+
+    of: Literal["number", "response"] = Field(default="number", exclude_if=lambda value: value == "number")
     samples: Count | None = None  # of the held-out part; None: all
-    max_new_tokens: Count = 256
+    max_new_tokens: Count = 256  # of a generated answer
 
 
 class Measuring(Frozen):
@@ -179,6 +203,14 @@ class Run(Frozen):
     device: Device
     threads: Count  # sums are split over threads, so their number is part of what decides the bits
     order: Seed
+    shared_prefix: bool = Field(default=False, exclude_if=unset)
+
+
+class Throw(Frozen):
+    """One more set of sub-models: orders that no other throw has, and a training seed."""
+
+    orders: tuple[Seed, ...]
+    seed: Seed
 
 
 class Study(Frozen):
@@ -188,15 +220,20 @@ class Study(Frozen):
     base: Base = FreshBase()
     fine_tuning: Training = Training(epochs=3, learning_rate=3e-4)
     orders: tuple[Seed, ...] = (1, 2, 3)
+    # The whole study once for each, in a folder of its own, and a table over all; in place of `orders`.
+    throws: tuple[Throw, ...] = Field(default=(), exclude_if=unset)
     # redrawn: each epoch is a fresh permutation of the samples, cut into batches. fixed: the samples are cut into
     # batches once, the same for all orders, and each epoch is a fresh permutation of the batches.
     composition: Composition = "redrawn"
     checkpoints: Annotated[int, Field(ge=0)] = 0  # states kept of each sub-model before its last, evenly spaced
+    # Tokens that all samples begin with, as those of a chat template, go through the model once a batch, and logits are
+    # made of responses alone: the same loss up to rounding. For full attention, and not with gradient_checkpointing.
+    shared_prefix: bool = Field(default=False, exclude_if=unset)
     threads: Count = 1
     device: Device = "cpu"  # auto: an accelerator where there is one
     merging: Merging = Merging()
-    # What the merges are held against: mergekit's ties and dare_ties; stretch-1.1, the average's distance from the base
-    # times 1.1; longer, one model that is trained for the epochs of all sub-models together.
+    # What the merges are held against: stretch-1.1 is the average at 1.1 times its distance from the base; the others
+    # stand at the top of this module.
     controls: tuple[Control, ...] = Field(default=(), exclude_if=unset)
     measuring: Measuring = Measuring()
 
@@ -208,7 +245,38 @@ class Study(Frozen):
         return orders
 
     @model_validator(mode="after")
+    def _throws_are_disjoint(self) -> Self:
+        if not self.throws:
+            return self
+        if "orders" in self.model_fields_set:
+            raise ValueError("orders are those of each throw where there are throws: leave orders out")
+        every = [order for throw in self.throws for order in throw.orders]
+        if len(self.throws) < 2 or len(set(every)) < len(every) or len({len(t.orders) for t in self.throws}) > 1:
+            raise ValueError(
+                "throws must be two or more with as many orders each, and no order may be in two of them, got orders "
+                f"{[list(throw.orders) for throw in self.throws]}: change them"
+            )
+        return self
+
+    def each_throw(self) -> list["Study"]:
+        """The study of each throw; without throws, this one."""
+        return [
+            Study.model_validate(
+                {
+                    **{name: getattr(self, name) for name in self.model_fields_set if name != "throws"},
+                    "orders": throw.orders,
+                    "fine_tuning": self.fine_tuning.model_copy(update={"seed": throw.seed}),
+                }
+            )
+            for throw in self.throws
+        ] or [self]
+
+    @model_validator(mode="after")
     def _base_fits(self) -> Self:
+        if SOUP in self.controls and not self.has_validation():
+            raise ValueError(
+                f"a greedy soup is chosen on data for validation, but data has none: name it, or leave {SOUP} out"
+            )
         if len(set(self.controls)) < len(self.controls) or (self.controls and len(self.orders) == 1):
             raise ValueError(
                 f"controls must be different, and need two or more orders, got {list(self.controls)} for orders "
@@ -229,6 +297,10 @@ class Study(Frozen):
             )
         return self
 
+    def has_validation(self) -> bool:
+        """Whether there are samples to choose a model by, apart from those that it is measured on."""
+        return any(getattr(self.data, name, None) is not None for name in ("validation", "validation_split"))
+
     def base_run(self) -> Run | None:
         """The run that trains the base from fresh weights; None for a base that is given."""
         if isinstance(self.base, GivenBase):
@@ -246,7 +318,7 @@ class Study(Frozen):
         )
 
     def sub_runs(self) -> list[Run]:
-        """The runs that fine-tune the base: one for each order, and the control that is trained for longer."""
+        """The runs that fine-tune the base: one for each order, and the controls that are trained."""
         runs = [
             Run(
                 name=f"order-{order}",
@@ -258,12 +330,29 @@ class Study(Frozen):
                 device=self.device,
                 threads=self.threads,
                 order=order,
+                shared_prefix=self.shared_prefix,
             )
             for order in self.orders
         ]
+        first, tuning, times = runs[0], self.fine_tuning, len(self.orders)
+        steps = None if tuning.max_steps is None else times * tuning.max_steps
+
+        def control(name: str, **changes: Any) -> Run:
+            return first.model_copy(update={"name": name, "training": tuning.model_copy(update=changes)})
+
         if LONGER in self.controls:
-            times, training = len(self.orders), self.fine_tuning
-            steps = None if training.max_steps is None else times * training.max_steps
-            longer = training.model_copy(update={"epochs": times * training.epochs, "max_steps": steps})
-            runs.append(runs[0].model_copy(update={"name": LONGER, "training": longer}))
+            runs.append(control(LONGER, epochs=times * tuning.epochs, max_steps=steps))
+        if MORE_STEPS in self.controls:
+            size = max(1, tuning.batch_size // times)
+            runs.append(control(MORE_STEPS, batch_size=size, gradient_accumulation=1, max_steps=steps))
+        if SAME_ORDER in self.controls:
+            runs += [
+                control(f"{SAME_ORDER}-{seed}", seed=seed, noise=NOISE, attention_dropout=DROPOUT)
+                for seed in self.same_order_seeds()
+            ]
         return runs
+
+    def same_order_seeds(self) -> range:
+        """The training seeds of the models of `SAME_ORDER`: none that another throw has, if throws differ in theirs."""
+        times = len(self.orders)
+        return range(1 + self.fine_tuning.seed * times, 1 + (self.fine_tuning.seed + 1) * times)

@@ -88,6 +88,9 @@ class _Pairs(Frozen):
     take: Count | None = None
     held_out_share: Fraction | None = None  # of the training records that were taken
     held_out_take: Count | None = None
+    validation_take: Count | None = Field(default=None, exclude_if=unset)
+    # Seed of a permutation of the records of each part, before any is skipped or taken; None: as they are in the file.
+    shuffle: Annotated[int, Field(ge=0)] | None = Field(default=None, exclude_if=lambda value: value is None)
     # The prompt is put to the tokenizer's chat template as what the user says.
     chat_template: bool = Field(default=False, exclude_if=unset)
     # Samples with more are left out, as are those longer than the context; None: the context alone decides.
@@ -109,6 +112,7 @@ class JsonLines(_Pairs):
     source: Literal["jsonl"]
     train: Name
     held_out: Name | None = None
+    validation: Name | None = Field(default=None, exclude_if=unset)  # what the best sub-model and a soup are chosen on
 
     @model_validator(mode="after")
     def _held_out_once(self) -> Self:
@@ -124,6 +128,7 @@ class HubDataset(_Pairs):
     revision: str | None = None
     train_split: str = "train"
     held_out_split: str | None = None
+    validation_split: str | None = Field(default=None, exclude_if=unset)
 
     @model_validator(mode="after")
     def _held_out_once(self) -> Self:

@@ -5,22 +5,26 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from examples.order_study import parallel
 from examples.order_study.analysis import results
 from examples.order_study.analysis.figures import draw
 from examples.order_study.analysis.report import render
 from examples.order_study.data import order
 from examples.order_study.data.parts import read_parts
+from examples.order_study.derived import derive
 from examples.order_study.errors import StudyError
 from examples.order_study.measure.measure import measure_all
 from examples.order_study.measured import Measurements, PartCount, Positions
-from examples.order_study.merge.merges import make_merges
-from examples.order_study.model import trained
-from examples.order_study.settings import Study
+from examples.order_study.merge.merges import make_merges, remove_others
+from examples.order_study.model import Model, merged, trained
+from examples.order_study.settings import DERIVED_CONTROLS, ENSEMBLE, Study
 from examples.order_study.store.disk import check_space, writing_to
 from examples.order_study.store.folders import Record, read_record, write_record, write_whole
 from examples.order_study.store.places import FIGURES, MODELS, REPORT, RESULTS
 from examples.order_study.train.models import train_models
+from examples.order_study.train.trainer import relative_rates
 
 Report = Callable[[str], None]
 
@@ -46,8 +50,14 @@ def run_study(study: Study, root: Path, report: Report, jobs: int = 1, ray: str 
     done = train_models(study, root, read_parts(study), report, jobs, ray)
     with writing_to(root):
         _name_others(study, root, report)
-        merges = make_merges(study, root, done.steps, report, jobs)
-        models = measure_all(study, root, [*trained(study, done.steps), *merges], done, report, jobs, ray)
+        merges = merged(study, done.steps)
+        remove_others(root, merges, report, sparing=tuple(name for name in DERIVED_CONTROLS if name in study.controls))
+        make_merges(study, root, merges, report, jobs)
+        controls, tried = derive(study, root, done, report, jobs, ray)
+        remove_others(root, [*merges, *controls, *tried], report)
+        ensemble = [Model("control", control=ENSEMBLE)] * (ENSEMBLE in study.controls)
+        every = [*trained(study, done.steps), *merges, *controls, *ensemble]
+        models = measure_all(study, root, every, done, report, jobs, ray)
         samples = len(done.samples["fine_tuning"].samples)
         found = results.build(
             Measurements(
@@ -80,14 +90,23 @@ def _name_others(study: Study, root: Path, report: Report) -> None:
 
 
 def _positions(study: Study, seed: int, samples: int) -> Positions:
-    """In which batch of the first and of the last whole epoch each fine-tuning sample that is measured was."""
+    """When each fine-tuning sample that is measured was seen, in the epochs that were completed."""
     tuning, batches = study.fine_tuning, study.fine_tuning.batches(samples)
-    whole = tuning.steps(samples) // batches
-    first, last = (
+    epochs = max(1, tuning.steps(samples) // batches)
+    places = [
         order.places(samples, seed, epoch, tuning.batch_size, study.composition)[: study.measuring.training_samples]
-        for epoch in (0, max(0, whole - 1))
+        for epoch in range(epochs)
+    ]
+    seen = np.stack([place + epoch * batches for epoch, place in enumerate(places)], axis=1)
+    rates = relative_rates(tuning, samples)
+    return Positions(
+        order=f"order-{seed}",
+        first=places[0],
+        last=places[-1],
+        batches=batches,
+        learning_rate=None if len(rates) <= seen.max() else rates[seen].sum(axis=1),
+        seen=seen,
     )
-    return Positions(order=f"order-{seed}", first=first, last=last, batches=batches)
 
 
 def _write(found: results.Results, root: Path, report: Report) -> None:

@@ -137,7 +137,7 @@ def test_a_written_study_reads_back(tmp_path: Path) -> None:
         ),
         (
             "controls: [tise]",
-            "controls.0: a control must be ties, dare_ties, longer, or stretch- and a factor, got",
+            "controls.0: a control must be ties, dare_ties, longer, ",
         ),
         ("{orders: [1], controls: [ties]}", "need two or more orders, got ['ties'] for orders [1]: list"),
         ("- 1", "a study is a mapping of settings, but "),

@@ -172,7 +172,7 @@ def test_losses_are_those_of_each_sample_alone_over_its_response(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> None:
     examples = [Example(prompt, f" {number * 'yes '}{number}") for number, prompt in enumerate(TEXTS, start=1)]
-    losses = sample_losses(model, encode_part("held_out", examples, tokenizer, 10_000).samples, batch_size)
+    losses = sample_losses([model], encode_part("held_out", examples, tokenizer, 10_000).samples, batch_size)
     for index, example in enumerate(examples):
         prompt = tokenizer(example.prompt)["input_ids"]
         response = [*tokenizer(example.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -187,7 +187,7 @@ def test_losses_are_those_of_each_sample_alone_over_its_response(
 
 def test_losses_repeat_bit_for_bit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     samples = encode_part("held_out", [Example("", text + " and so on") for text in TEXTS], tokenizer, CONTEXT).samples
-    one, other = sample_losses(model, samples, 3), sample_losses(model, samples, 3)
+    one, other = sample_losses([model], samples, 3), sample_losses([model], samples, 3)
     assert np.array_equal(one.total.view(np.int64), other.total.view(np.int64))
     assert list(one.tokens) == [len(sample["input_ids"]) - 1 for sample in samples]  # the start token is given
 

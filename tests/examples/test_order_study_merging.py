@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from examples.order_study.errors import StudyError
 from examples.order_study.merge import merges as merging
-from examples.order_study.merge.merges import make_merges
+from examples.order_study.merge.merges import make_merges, remove_others
 from examples.order_study.merge.recipes import recipe
 from examples.order_study.model import Model, merged
 from examples.order_study.settings import Merging, Study, Training
@@ -60,6 +60,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     (folder / "mergekit.py").write_text(program)
     monkeypatch.setattr(merging, "COMMAND", (sys.executable, str(folder / "mergekit.py")))
+
+
+def make(study: Study, root: Path, steps: list[int], report: Callable[[str], None], jobs: int = 1) -> list[Model]:
+    """Have all merges of a study, and no others."""
+    models = merged(study, steps)
+    remove_others(root, models, report)
+    make_merges(study, root, models, report, jobs)
+    return models
 
 
 def calls(root: Path) -> list[str]:
@@ -168,7 +176,7 @@ def test_recipes_keep_the_dtype_that_models_are_saved_in() -> None:
 
 def test_merges_are_made_once_and_reused(root: Path) -> None:
     lines: list[str] = []
-    merges = make_merges(STUDY, root, [12], lines.append)
+    merges = make(STUDY, root, [12], lines.append)
     assert [merge.place for merge in merges] == NAMES + STEP_NAMES
     assert calls(root) == [merge.place.replace("/", "-") for merge in merges]
     assert [line.split(": merged in ")[0] for line in lines] == [str(root / "merges" / merge.place) for merge in merges]
@@ -180,7 +188,7 @@ def test_merges_are_made_once_and_reused(root: Path) -> None:
 
     before = contents(root)
     lines.clear()
-    make_merges(STUDY, root, [12], lines.append)
+    make(STUDY, root, [12], lines.append)
     assert calls(root) == []
     assert contents(root) == before
     assert lines == [f"{root / 'merges'}: {len(merges)} reused"]
@@ -232,21 +240,21 @@ def _other_state(root: Path) -> None:
     ],
 )
 def test_only_what_changed_is_merged_again(root: Path, change: Callable[[Path], None], made: list[str]) -> None:
-    make_merges(STUDY, root, [12], quiet)
+    make(STUDY, root, [12], quiet)
     calls(root)
     change(root)
-    make_merges(STUDY, root, [12], quiet)
+    make(STUDY, root, [12], quiet)
     assert calls(root) == [name.replace("/", "-") for name in made]
 
 
 def test_merges_no_longer_asked_for_are_removed(root: Path) -> None:
-    make_merges(STUDY, root, [12], quiet)
+    make(STUDY, root, [12], quiet)
     mine = root / "merges" / "by-hand"
     mine.mkdir()
     (root / "recipes" / "mine.yml").write_text("# my own\n")
     calls(root)
     lines: list[str] = []
-    make_merges(STUDY.model_copy(update={"merging": Merging(seeds=(0,), rounds=())}), root, [], lines.append)
+    make(STUDY.model_copy(update={"merging": Merging(seeds=(0,), rounds=())}), root, [], lines.append)
     assert calls(root) == []
     kept = ["average", "selection-seed-0"]
     assert sorted(folder.name for folder in (root / "merges").iterdir()) == [*kept[:1], "by-hand", *kept[1:]]
@@ -259,13 +267,13 @@ def test_a_folder_of_someone_else_is_not_touched(root: Path) -> None:
     precious.parent.mkdir(parents=True)
     precious.write_bytes(b"precious")
     with pytest.raises(StudyError, match=r"merges/average has no made\.json that says so: move it away"):
-        make_merges(STUDY, root, [], quiet)
+        make(STUDY, root, [], quiet)
     assert precious.read_bytes() == b"precious"
     assert calls(root) == []
 
 
 def test_two_jobs_run_at_once_and_give_the_same(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_merges(STUDY, root, [12], quiet)
+    make(STUDY, root, [12], quiet)
     one = {name: content for name, (content, _) in contents(root / "merges").items()}
     shutil.rmtree(root / "merges")
     # Each merge waits for another that runs at the same time.
@@ -278,7 +286,7 @@ def test_two_jobs_run_at_once_and_give_the_same(root: Path, tmp_path: Path, monk
         "assert len(list(mine.iterdir())) >= 2\n"
     )
     pretend(tmp_path, monkeypatch, waiting + FAKE)
-    make_merges(STUDY, root, [12], quiet, jobs=2)
+    make(STUDY, root, [12], quiet, jobs=2)
     assert {name: content for name, (content, _) in contents(root / "merges").items()} == one
 
 
@@ -289,7 +297,7 @@ def test_a_failing_mergekit_shows_its_last_lines(root: Path, tmp_path: Path, mon
     program = FAKE + "\nif 'selection' in recipe:\n    print(*range(30), sep='\\n'); sys.exit('no such tensor')"
     pretend(tmp_path, monkeypatch, program)
     with pytest.raises(StudyError) as caught:
-        make_merges(STUDY, root, [], quiet)
+        make(STUDY, root, [], quiet)
     lines = str(caught.value).splitlines()
     assert lines[0] == (
         f"mergekit must make a complete model of {root / 'recipes' / 'selection-seed-0.yml'}, but it ended with exit "
@@ -302,7 +310,7 @@ def test_a_failing_mergekit_shows_its_last_lines(root: Path, tmp_path: Path, mon
 
     pretend(tmp_path, monkeypatch, FAKE)
     calls(root)
-    make_merges(STUDY, root, [], quiet)
+    make(STUDY, root, [], quiet)
     assert calls(root) == NAMES[1:]
 
 
@@ -313,7 +321,7 @@ def test_an_incomplete_merge_is_not_taken_for_finished(
     # mergekit ends well though it could not copy a tokenizer.
     pretend(tmp_path, monkeypatch, FAKE + f"\npathlib.Path(out, {lost!r}).unlink()")
     with pytest.raises(StudyError, match=r"but it ended with exit status 0 and these last lines.*\n  \(none\)$"):
-        make_merges(STUDY, root, [], quiet)
+        make(STUDY, root, [], quiet)
     assert list((root / "merges").iterdir()) == []
 
 
@@ -334,14 +342,14 @@ def test_an_interrupt_stops_mergekit_and_keeps_what_is_finished(
     pid = root / "pid"
 
     with pytest.raises(KeyboardInterrupt):
-        make_merges(STUDY, root, [], interrupted, jobs=3)
+        make(STUDY, root, [], interrupted, jobs=3)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert not list(root.rglob(".*"))
     assert (root / "merges" / "selection-seed-0" / "made.json").exists()
     pretend(tmp_path, monkeypatch, FAKE)
     calls(root)
-    make_merges(STUDY, root, [], quiet)
+    make(STUDY, root, [], quiet)
     made = calls(root)
     assert "selection-seed-7" in made
     assert not {"average", "selection-seed-0"} & set(made)
@@ -352,7 +360,7 @@ def test_what_a_killed_run_left_is_cleaned_up(root: Path) -> None:
     left = root / "merges" / ".average.merging.unfinished" / "average"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
-    make_merges(STUDY, root, [], quiet)
+    make(STUDY, root, [], quiet)
     assert not list(root.rglob(".*"))
 
 
@@ -364,7 +372,7 @@ def test_without_the_plugin_it_says_what_to_install(root: Path, monkeypatch: pyt
 
     monkeypatch.setattr("importlib.metadata.version", version)
     with pytest.raises(StudyError) as caught:
-        make_merges(STUDY, root, [], quiet)
+        make(STUDY, root, [], quiet)
     assert str(caught.value) == (
         "the merges are made by mergekit and its plugin mergekit-select, but mergekit-select is not installed: run "
         "`pip install mergekit-select`"

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.order_study import study as study_module
+from examples.order_study import throws as throws_module
 from examples.order_study.analysis.results import Results
 from examples.order_study.cli import main
 from examples.order_study.config import load_study
@@ -542,7 +543,7 @@ def test_the_default_folder_is_named_after_the_configuration(
     asked: list[tuple[Path, int, str | None]] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        study_module, "run_study", lambda study, root, report, jobs, ray: asked.append((root, jobs, ray))
+        throws_module, "run_study", lambda study, root, report, jobs, ray: asked.append((root, jobs, ray))
     )
     assert CliRunner().invoke(main, [str(config)]).exit_code == 0
     assert CliRunner().invoke(main, [str(config), "--jobs", "3"]).exit_code == 0

@@ -16,6 +16,7 @@ from examples.order_study.analysis.slopes import (
     centred,
     raw_slope,
     within_slope,
+    within_slopes,
 )
 from examples.order_study.measured import Floats, Integers
 
@@ -111,29 +112,37 @@ def test_without_a_trend_few_are_found(composition: str) -> None:
     assert 0.005 <= found / 200 <= 0.1
 
 
-def slow_slope(losses: Floats, positions: Floats, clusters: Integers, confidence: float) -> Slope:
+def slow_slopes(losses: Floats, regressors: list[Floats], clusters: Integers, confidence: float) -> list[Slope]:
     """The same by least squares with a dummy for each sample and each order, and a loop over pairs."""
     samples, orders = losses.shape
     sample, order = np.divmod(np.arange(samples * orders), orders)
     dummies = np.concatenate([np.eye(samples)[sample], np.eye(orders)[order]], axis=1)
-    design = np.concatenate([positions.reshape(-1, 1), dummies], axis=1)
+    columns = np.stack([one.ravel() for one in regressors], axis=1)
+    design = np.concatenate([columns, dummies], axis=1)
     coefficients = np.linalg.lstsq(design, losses.ravel())[0]
     residuals = losses.ravel() - design @ coefficients
-    position = positions.ravel() - dummies @ np.linalg.lstsq(dummies, positions.ravel())[0]
-    scores = [float((position * residuals)[sample == i].sum()) for i in range(samples)]
-    middle = 0.0
-    for i in range(samples):
-        for j in range(samples):
-            if any(clusters[i] == clusters[j]):
-                middle += scores[i] * scores[j]
-    middle = max(middle, sum(score**2 for score in scores))
+    own = columns - dummies @ np.linalg.lstsq(dummies, columns)[0]
+    weights = own @ np.linalg.inv(own.T @ own)  # the estimates are these times the losses
     groups = min(len(set(column)) for column in clusters.T.tolist())
-    middle *= groups / (groups - 1) * (losses.size - 1) / (losses.size - 1 - orders)
-    error = middle**0.5 / float(position @ position)
-    estimate = float(coefficients[0])
-    half = error * stats.t.ppf(0.5 + confidence / 2, groups - 1)
-    p = 2 * stats.t.cdf(-abs(estimate / error), groups - 1)
-    return Slope(estimate, error, estimate - half, estimate + half, float(p), groups - 1)
+    found = []
+    for place, estimate in enumerate(map(float, coefficients[: len(regressors)])):
+        scores = [float((weights[:, place] * residuals)[sample == i].sum()) for i in range(samples)]
+        variance = 0.0
+        for i in range(samples):
+            for j in range(samples):
+                if any(clusters[i] == clusters[j]):
+                    variance += scores[i] * scores[j]
+        variance = max(variance, sum(score**2 for score in scores))
+        variance *= groups / (groups - 1) * (losses.size - 1) / (losses.size - len(regressors) - orders)
+        error = variance**0.5
+        half = error * stats.t.ppf(0.5 + confidence / 2, groups - 1)
+        p = 2 * stats.t.cdf(-abs(estimate / error), groups - 1)
+        found.append(Slope(estimate, error, estimate - half, estimate + half, float(p), groups - 1))
+    return found
+
+
+def slow_slope(losses: Floats, positions: Floats, clusters: Integers, confidence: float) -> Slope:
+    return slow_slopes(losses, [positions], clusters, confidence)[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -150,6 +159,39 @@ def test_slope_error_and_p_are_those_of_dummies_and_a_loop_over_pairs(
     assert fast.freedom == slow.freedom
     for name in ("estimate", "error", "low", "high", "p"):
         assert getattr(fast, name) == pytest.approx(getattr(slow, name), rel=1e-7, abs=1e-9), name
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.integers(2, 4), st.integers(1, 7))
+def test_slopes_on_several_things_are_those_of_dummies_and_a_loop_over_pairs(seed: int, orders: int, size: int) -> None:
+    generator = np.random.default_rng(seed)
+    batches = batches_of(generator, 23, orders, size, "redrawn")
+    losses, positions = losses_at(generator, batches, noise=1, shock=1)
+    others = [generator.normal(size=batches.shape) + 0.5 * positions for _ in range(2)]
+    fast = within_slopes(losses, [positions, *others], batches)
+    slow = slow_slopes(losses, [positions, *others], batches, 0.95)
+    for one, other in zip(fast, slow, strict=True):
+        for name in ("estimate", "error", "low", "high", "p"):
+            assert getattr(known(one), name) == pytest.approx(getattr(other, name), rel=1e-6, abs=1e-9), name
+
+
+def test_what_one_thing_explains_is_not_put_down_to_another() -> None:
+    generator = np.random.default_rng(8)
+    batches = batches_of(generator, 200, 3, 8, "redrawn")
+    positions = batches / batches.max()
+    rates = 1 - 0.8 * positions**2
+    losses = generator.normal(0, 3, (200, 1)) - 2.0 * rates + 0.01 * generator.normal(size=batches.shape)
+    alone = known(within_slope(losses, positions, batches))
+    assert not alone.low <= 0 <= alone.high  # position seems to explain what the rate does
+    position, rate = within_slopes(losses, [positions, rates], batches)
+    assert known(position).low <= 0 <= known(position).high
+    assert known(rate).estimate == pytest.approx(-2, abs=0.01)
+
+
+def test_things_that_go_together_cannot_be_told_apart() -> None:
+    generator = np.random.default_rng(9)
+    losses, positions = losses_at(generator, batches_of(generator, 60, 3, 4, "redrawn"), noise=1)
+    assert within_slopes(losses, [positions, 2 * positions + 1]) == (None, None)
 
 
 def test_samples_that_share_batches_in_two_orders_count_as_one_pair(monkeypatch: pytest.MonkeyPatch) -> None:

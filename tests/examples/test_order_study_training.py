@@ -23,7 +23,7 @@ from examples.order_study.config import load_study
 from examples.order_study.data.parts import read_parts
 from examples.order_study.data.samples import load_tokenizer
 from examples.order_study.errors import StudyError
-from examples.order_study.measure.weights import share_equal
+from examples.order_study.measure.weights import compare
 from examples.order_study.model import trained as models_of
 from examples.order_study.settings import (
     Architecture,
@@ -329,7 +329,7 @@ def test_pure_bf16_leaves_more_parameters_equal_to_the_base(fresh: Study, tmp_pa
     for precision in ("fp32", "bf16_mixed", "bf16"):
         out = tmp_path / precision
         train_study(changed(fresh, precision=precision, learning_rate=1e-4, weight_decay=0.0), out, quiet)
-        shares[precision] = share_equal(out / "models" / "order-1", out / "models" / "base")
+        shares[precision] = compare(out / "models" / "order-1", out / "models" / "base")[0]
         record = json.loads((out / "models" / "order-1" / "made.json").read_text())["made_from"]["run"]["training"]
         assert (record["precision"], record["weight_decay"], record["saved_as"]) == (precision, 0.0, "bf16")
     assert shares["bf16"] > shares["fp32"] > 0
@@ -357,7 +357,7 @@ def test_saved_as_fp32_base_and_sub_models_are(fresh: Study, tmp_path: Path) -> 
         assert {t.dtype for t in load_file(tmp_path / "models" / name / "model.safetensors").values()} == {
             torch.float32
         }
-    assert share_equal(tmp_path / "models" / "order-1", tmp_path / "models" / "base") < 0.2
+    assert compare(tmp_path / "models" / "order-1", tmp_path / "models" / "base")[0] < 0.2
 
 
 # LoRA
@@ -400,7 +400,7 @@ def test_any_causal_language_model_is_a_base(gpt2: Path, data: Path, tmp_path: P
         config = json.loads((tmp_path / "models" / name / "tokenizer_config.json").read_text())
         assert config.get("pad_token") is None
     assert {path.name: path.read_bytes() for path in gpt2.iterdir()} == source
-    assert share_equal(tmp_path / "models" / "order-3", tmp_path / "models" / "base") < 1
+    assert compare(tmp_path / "models" / "order-3", tmp_path / "models" / "base")[0] < 1
     assert set(trained(study, tmp_path).values()) >= {"reused"}
     assert "trained" not in str(trained(study, tmp_path))
 

@@ -1,18 +1,21 @@
 """The final models beside each other: one row for each way of making a model, and the differences between rows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from examples.order_study.analysis.bootstrap import bootstrap
 from examples.order_study.measured import Floats, Integers, Measured, Measurements
 from examples.order_study.model import Kind
 from examples.order_study.settings import Measuring
-from examples.order_study.sources import Frozen
+from examples.order_study.sources import Frozen, unset
 
 SINGLE = "sub-models, mean"
+BEST = "sub-models, best"
 
 Measure = Literal["loss", "exact_match"]
 
@@ -31,6 +34,7 @@ class Row(Frozen):
     exact_match: float | None  # share of right answers, the mean over the models
     exact_match_deviation: float | None
     equal_to_base: float | None  # share of parameters, the mean over the models
+    distance: float | None = Field(default=None, exclude_if=unset)  # from the base, the mean over the models
 
 
 class Difference(Frozen):
@@ -69,6 +73,7 @@ class Group:
         losses = [one.held_out.mean() for one in self.models]
         answers = [float(one.exact.mean()) for one in self.models if one.exact is not None]
         equal = [one.equal_to_base for one in self.models if one.equal_to_base is not None]
+        distances = [one.distance for one in self.models if one.distance is not None]
         loss = float(np.mean(losses))
         return Row(
             label=self.label,
@@ -82,17 +87,18 @@ class Group:
             exact_match=float(np.mean(answers)) if answers else None,
             exact_match_deviation=_deviation(answers),
             equal_to_base=float(np.mean(equal)) if equal else None,
+            distance=float(np.mean(distances)) if distances else None,
         )
 
 
 def groups(measurements: Measurements) -> list[Group]:
     """Group the final models: base, sub-models, the best of them, and each kind of merge over its seeds."""
     singles = measurements.final("sub-model")
-    best = min(singles, key=lambda one: one.held_out.mean())
+    best = best_of(singles)
     result = [
         Group("base", "base", measurements.final("base")),
         Group(SINGLE, "sub-model", singles),
-        Group(f"sub-models, best ({best.model.name})", "sub-model", (best,)),
+        Group(f"{BEST} ({best.model.name})", "sub-model", (best,)),
     ]
     kinds: tuple[Kind, ...] = ("average", "selection", "resampling", "control")
     for kind in kinds:
@@ -101,6 +107,11 @@ def groups(measurements: Measurements) -> list[Group]:
         for label in dict.fromkeys(one.model.label for one in models):
             result.append(Group(label, kind, tuple(one for one in models if one.model.label == label)))
     return [group for group in result if group.models]
+
+
+def best_of(singles: Sequence[Measured]) -> Measured:
+    """The sub-model of the lowest loss: on the samples for validation, or else on the very ones it is measured on."""
+    return min(singles, key=lambda one: (one.validation or one.held_out).mean())
 
 
 def differences(every: list[Group], measuring: Measuring) -> list[Difference]:

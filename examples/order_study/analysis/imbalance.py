@@ -6,7 +6,15 @@ from typing import Literal
 import numpy as np
 
 from examples.order_study.analysis.comparisons import groups
-from examples.order_study.analysis.slopes import Bin, Slope, against_others, binned_means, raw_slope, within_slope
+from examples.order_study.analysis.slopes import (
+    Bin,
+    Slope,
+    against_others,
+    binned_means,
+    raw_slope,
+    within_slope,
+    within_slopes,
+)
 from examples.order_study.measured import Floats, Integers, Measured, Measurements, Positions
 from examples.order_study.model import Kind
 from examples.order_study.settings import Measuring
@@ -30,6 +38,14 @@ class Trend(Frozen):
     raw_bins: tuple[Bin, ...]
     within: Slope | None  # each sample compared with itself under the other orders
     within_bins: tuple[Bin, ...]
+
+
+class Cause(Frozen):
+    """What may explain that one order leaves a sample with another loss than the next: slopes within samples."""
+
+    what: str
+    alone: Slope | None
+    together: Slope | None  # beside the other causes: what this one adds to them
 
 
 class AnchorCurve(Frozen):
@@ -63,6 +79,31 @@ def trends(measurements: Measurements) -> tuple[Trend, ...]:
     return tuple(result)
 
 
+def causes(measurements: Measurements) -> tuple[Cause, ...]:
+    """Position against learning rate: each alone, and all together, so that what the others explain is allowed for.
+
+    With one epoch, and no warm-up, learning rate is a function of position, and they cannot be told apart.
+    """
+    singles, positions = measurements.final("sub-model"), measurements.positions
+    rates = [where.learning_rate for where in positions if where.learning_rate is not None]
+    seen = [where.seen for where in positions if where.seen is not None]
+    unmeasured = any(one.training is None for one in singles)
+    if unmeasured or len(singles) < 2 or not measurements.epochs or len(rates) < len(singles) or not seen:
+        return ()
+    losses = np.stack([_per_token(one) for one in singles], axis=1)
+    batches = positions[0].batches
+    regressors = {"position in the first epoch": _scaled(np.stack([p.first for p in positions], axis=1), batches)}
+    if measurements.epochs > 1:
+        regressors["position in the last epoch"] = _scaled(np.stack([p.last for p in positions], axis=1), batches)
+    regressors["learning rate when seen"] = np.stack(rates, axis=1)
+    clusters, confidence = np.concatenate(seen, axis=1), measurements.study.measuring.confidence
+    together = within_slopes(losses, list(regressors.values()), clusters, confidence)
+    return tuple(
+        Cause(what=what, alone=within_slope(losses, regressor, clusters, confidence), together=slope)
+        for (what, regressor), slope in zip(regressors.items(), together, strict=True)
+    )
+
+
 def anchor(measurements: Measurements) -> Anchor | None:
     """Losses on samples binned by their position in the first epoch of the first order."""
     singles = measurements.final("sub-model")
@@ -73,7 +114,9 @@ def anchor(measurements: Measurements) -> Anchor | None:
     # Of resampling the one that resamples most; the others lie between it and selection.
     shown = [group for group in merges if group.kind != "resampling" or group is merges[-1]]
     compared: list[tuple[str, Kind, Sequence[Measured]]] = [(f"anchor ({first.model.name})", "sub-model", [first])]
-    compared += [(group.label, group.kind, group.models) for group in shown]
+    compared += [
+        (group.label, group.kind, [one for one in group.models if one.training is not None]) for group in shown
+    ]
     where, measuring = measurements.positions[0], measurements.study.measuring
     clusters = where.first[:, None]
     positions = _scaled(clusters, where.batches)
@@ -85,7 +128,7 @@ def anchor(measurements: Measurements) -> Anchor | None:
     label = "other sub-models, mean"
     curves = [AnchorCurve(label=label, kind="sub-model", bins=binned(reference), difference=None, slope=None)]
     for label, kind, models in compared:
-        if all(one.training is not None for one in models):
+        if models:
             losses = _mean(models)
             less = losses - reference
             slope = raw_slope(less[:, None], positions, clusters, measuring.confidence)

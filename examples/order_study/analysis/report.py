@@ -21,7 +21,8 @@ _CAPTIONS = {
 
 def render(results: Results, figures: Sequence[str] = ()) -> str:
     """Lay out the results; `figures` are paths of pictures, relative to the report."""
-    sections = [_trained(results), _held_out(results), _compared(results), _position(results), _anchor(results)]
+    sections = [_trained(results), _held_out(results), _compared(results), _position(results), _causes(results)]
+    sections.append(_anchor(results))
     if figures:
         links = [f"![{_CAPTIONS.get(PurePath(path).stem, PurePath(path).stem)}]({path})" for path in figures]
         sections.append("## Figures\n\n" + "\n\n".join(links))
@@ -38,7 +39,18 @@ def _trained(results: Results) -> str:
 
 def _held_out(results: Results) -> str:
     answers = results.exact_match_samples is not None
-    head = ["model", "models", "loss", "spread", "range", "perplexity", *["exact match"] * answers, "equal to base"]
+    distances = any(row.distance is not None for row in results.table)
+    head = [
+        "model",
+        "models",
+        "loss",
+        "spread",
+        "range",
+        "perplexity",
+        *["exact match"] * answers,
+        "equal to base",
+        *(["distance"] * distances),
+    ]
     rows = []
     for row in results.table:
         rows.append(
@@ -51,6 +63,7 @@ def _held_out(results: Results) -> str:
                 f"{row.perplexity:.3f}",
                 *[percent(row.exact_match, row.exact_match_deviation)] * answers,
                 "" if row.equal_to_base is None else f"{row.equal_to_base:.2%}",
+                *(["" if row.distance is None else f"{row.distance:.3f}"] * distances),
             ]
         )
     singles = [
@@ -69,11 +82,23 @@ def _held_out(results: Results) -> str:
         f"{results.held_out_samples:,} samples"
         + (f"; exact match on {results.exact_match_samples:,} of them" if answers else "")
         + ". A row is the mean over order seeds or merge seeds; spread is the standard deviation over them. "
-        "Resampling can only act where parameters equal the base's.\n\n"
-        + table(head, rows, "lrrrlr" + "r" * answers + "r")
-        + "\n\nThe best sub-model is chosen by its loss on the very samples it is measured on, so its row flatters it."
-        "\n\n" + table(own_head, singles, "lr" + "r" * answers + "r")
+        "Resampling can only act where parameters equal the base's."
+        + " Distance is that from the base, the Euclidean norm over all parameters." * distances
+        + "\n\n"
+        + table(head, rows, "lrrrlr" + "r" * answers + "r" + "r" * distances)
+        + f"\n\n{_chosen(results)}\n\n"
+        + table(own_head, singles, "lr" + "r" * answers + "r")
     )
+
+
+def _chosen(results: Results) -> str:
+    if results.study.has_validation():
+        return "The best sub-model is chosen by its loss on the samples for validation."
+    return "The best sub-model is chosen by its loss on the very samples it is measured on, so its row flatters it."
+
+
+def _nor(results: Results) -> str:
+    return "" if results.study.has_validation() else ", nor, for the best sub-model, on its having been chosen here"
 
 
 def _compared(results: Results) -> str:
@@ -91,10 +116,10 @@ def _compared(results: Results) -> str:
     return (
         "## Differences\n\nRow less the row it is set against; below 0, the first has the lower loss. Paired bootstrap "
         f"intervals over the held-out samples ({measuring.bootstrap:,} resamples). They say how far a difference "
-        "depends on the samples drawn; not how far on the order and merge seeds, of which there are few, nor, for the "
-        f"best sub-model, on its having been chosen here. {many} comparisons are made, and {told} of the intervals "
-        f"exclude 0; were there no difference anywhere, about {many * (1 - measuring.confidence):.1f} would by "
-        "chance.\n\n" + table(head, rows, "lllrrrl")
+        "depends on the samples drawn; not how far on the order and merge seeds, of which there are few"
+        f"{_nor(results)}. {many} comparisons are made, and {told} of the intervals exclude 0; were there no "
+        f"difference anywhere, about {many * (1 - measuring.confidence):.1f} would by chance.\n\n"
+        + table(head, rows, "lllrrrl")
     )
 
 
@@ -123,6 +148,19 @@ def _position(results: Results) -> str:
         + table(head, rows, "llrrrr")
         + "\n\n"
         + "\n\n".join(_trend_in_words(trend) for trend in results.trends)
+    )
+
+
+def _causes(results: Results) -> str:
+    if not results.causes:
+        return ""
+    rows = [(cause.what, *_slope(cause.alone)[:3], *_slope(cause.together)[:3]) for cause in results.causes]
+    level = f"{results.study.measuring.confidence:.0%} interval"
+    head = ("of training loss on", "alone", level, "p", "together", level, "p")
+    return (
+        "## Position or learning rate\n\nSlopes within samples, in nats per token: over the length of an epoch, and "
+        "over the sum of the learning rates at which a sample was seen, in units of the highest one. Together: in one "
+        "regression, so that each slope says what its cause adds to the others.\n\n" + table(head, rows, "lrrrrrr")
     )
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from examples.order_study.analysis.comparisons import Difference, Row, differences, groups
-from examples.order_study.analysis.imbalance import Anchor, Trend, anchor, trends
+from examples.order_study.analysis.imbalance import Anchor, Cause, Trend, anchor, causes, trends
 from examples.order_study.measured import Measured, Measurements, PartCount
 from examples.order_study.model import Kind
 from examples.order_study.settings import Study
-from examples.order_study.sources import Frozen
+from examples.order_study.sources import Frozen, unset
 
 
 class StepPoint(Frozen):
@@ -48,6 +49,7 @@ class Results(Frozen):
     table: tuple[Row, ...]
     differences: tuple[Difference, ...]
     trends: tuple[Trend, ...]
+    causes: tuple[Cause, ...] = Field(default=(), exclude_if=unset)
     anchor: Anchor | None
     along_steps: tuple[StepCurve, ...]
 
@@ -69,6 +71,7 @@ def build(measurements: Measurements) -> Results:
         table=tuple(group.row() for group in every),
         differences=tuple(differences(every, measurements.study.measuring)),
         trends=trends(measurements),
+        causes=causes(measurements),
         anchor=anchor(measurements),
         along_steps=_along_steps(measurements),
     )

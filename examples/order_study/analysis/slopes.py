@@ -31,6 +31,7 @@ The effects of samples lie within clusters, and hence do not count as estimated 
 What the errors do not cover: each order was trained once, and what is found holds for these orders.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,8 @@ def raw_slope(
     Returns:
         None where there is nothing to tell a slope from: one cluster, or a position that is the same for all.
     """
-    return _slope(losses - losses.mean(), positions - positions.mean(), clusters, confidence, parameters=2, absorbed=0)
+    centred_positions = [positions - positions.mean()]
+    return _slopes(losses - losses.mean(), centred_positions, clusters, confidence, parameters=2, absorbed=0)[0]
 
 
 def within_slope(
@@ -110,9 +112,27 @@ def within_slope(
 
     Arguments and result are those of `raw_slope`; takes two orders or more.
     """
+    return within_slopes(losses, (positions,), clusters, confidence)[0]
+
+
+def within_slopes(
+    losses: Floats, regressors: Sequence[Floats], clusters: Integers | None = None, confidence: float = 0.95
+) -> tuple[Slope | None, ...]:
+    """The slopes of loss on several things at once, each sample compared with itself: what each adds to the others.
+
+    Arguments are those of `within_slope`, with `regressors` of shape [n, K] each. With one regressor it is the same.
+
+    Returns:
+        A slope for each regressor; None for all where they cannot be told apart.
+    """
     samples, orders = losses.shape
-    return _slope(
-        centred(losses), centred(positions), clusters, confidence, parameters=1 + orders, absorbed=samples - 1
+    return _slopes(
+        centred(losses),
+        [centred(one) for one in regressors],
+        clusters,
+        confidence,
+        parameters=len(regressors) + orders,
+        absorbed=samples - 1,
     )
 
 
@@ -146,25 +166,40 @@ def binned_means(values: Floats, positions: Floats, bins: int, confidence: float
     return tuple(result)
 
 
-def _slope(
-    outcome: Floats, regressor: Floats, clusters: Integers | None, confidence: float, parameters: int, absorbed: int
-) -> Slope | None:
-    """One on the other, both centred; `absorbed` counts the effects of samples beside the other parameters."""
+def _slopes(
+    outcome: Floats,
+    regressors: Sequence[Floats],
+    clusters: Integers | None,
+    confidence: float,
+    parameters: int,
+    absorbed: int,
+) -> tuple[Slope | None, ...]:
+    """One on the others, all centred; `absorbed` counts the effects of samples beside the other parameters."""
     if clusters is None:
         clusters = np.arange(len(outcome))[:, None]
     groups = min(len(np.unique(column)) for column in clusters.T)
-    spread = float((regressor**2).sum())
-    if groups < 2 or spread <= _ROUNDING or outcome.size - parameters - absorbed < 1:
-        return None
-    estimate = float((regressor * outcome).sum()) / spread
-    scores = (regressor * (outcome - estimate * regressor)).sum(axis=1)
+    products = np.array([[float((one * other).sum()) for other in regressors] for one in regressors])
+    spreads = np.diag(products)
+    untold: tuple[Slope | None, ...] = (None,) * len(regressors)
+    if groups < 2 or spreads.min() <= _ROUNDING or outcome.size - parameters - absorbed < 1:
+        return untold
+    scale = np.sqrt(spreads)
+    if np.linalg.cond(products / np.outer(scale, scale)) > 1 / _ROUNDING:
+        return untold
+    inverse = np.linalg.inv(products)
+    estimates = inverse @ [float((one * outcome).sum()) for one in regressors]
+    residual = outcome - sum(estimate * one for estimate, one in zip(estimates, regressors, strict=True))
+    scores = np.stack([(one * residual).sum(axis=1) for one in regressors], axis=1) @ inverse
     freedom = groups - 1
     correction = groups / freedom * (outcome.size - 1) / (outcome.size - parameters)
-    variance = max(_sum_over_pairs(scores, clusters), float((scores**2).sum()))
-    error = float(np.sqrt(correction * variance)) / spread
-    half = error * float(stats.t.ppf((1 + confidence) / 2, freedom))
-    p = float(2 * stats.t.sf(abs(estimate) / error, freedom)) if error else float(estimate == 0)
-    return Slope(estimate, error, estimate - half, estimate + half, p, freedom)
+    result: list[Slope | None] = []
+    for estimate, own in zip(map(float, estimates), scores.T, strict=True):
+        variance = max(_sum_over_pairs(own, clusters), float((own**2).sum()))
+        error = float(np.sqrt(correction * variance))
+        half = error * float(stats.t.ppf((1 + confidence) / 2, freedom))
+        p = float(2 * stats.t.sf(abs(estimate) / error, freedom)) if error else float(estimate == 0)
+        result.append(Slope(estimate, error, estimate - half, estimate + half, p, freedom))
+    return tuple(result)
 
 
 def _sum_over_pairs(scores: Floats, clusters: Integers) -> float:

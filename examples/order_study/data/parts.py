@@ -9,7 +9,7 @@ from examples.order_study.errors import StudyError
 from examples.order_study.settings import FreshBase, Part, Study
 from examples.order_study.sources import Data, HubDataset, JsonLines, Text, TextFile
 from examples.order_study.store.folders import digest
-from examples.quickstart.train import join, paragraphs, split
+from examples.quickstart.train import join, paragraphs, permutation, split
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ def read_parts(study: Study) -> Parts:
         passages = split(data.passage_characters, data.base, data.held_out, data.topics)
         parts = {part: [Example("", one) for one in passages[part]] for part in ("base", "fine_tuning", "held_out")}
     else:
-        fine_tuning, held_out = _pairs(data)
-        parts = {"fine_tuning": fine_tuning, "held_out": held_out}
+        parts = _pairs(data)
     if isinstance(study.base, FreshBase) and study.base.text is not None:
         base = [Example("", passage) for file in study.base.text for passage in _passages(file)]
         parts = {"base": base, **{part: some for part, some in parts.items() if part != "base"}}
@@ -63,26 +62,36 @@ def describe(data: Data, part: Part) -> str:
     return "prompts and responses named in the configuration of the study, loss on the responses"
 
 
-def _pairs(data: JsonLines | HubDataset) -> tuple[list[Example], list[Example]]:
-    train, held_out = _records(data)
+def _pairs(data: JsonLines | HubDataset) -> dict[Part, Sequence[Example]]:
     what = data.train if isinstance(data, JsonLines) else f"split {data.train_split} of {data.id}"
 
     def made(records: list[Record]) -> list[Example]:
         return [Example(fill(one, data.prompt), fill(one, data.response, empty=False)) for one in records]
 
+    train, held_out, validation = (_shuffled(records, data.shuffle) for records in _records(data))
     examples, aside = made(chosen(train, data.skip, data.take, what)), made(held_out)
     if data.held_out_share is not None:
         aside = [one for one in examples if _position(one) >= 1 - data.held_out_share]
         examples = [one for one in examples if _position(one) < 1 - data.held_out_share]
-    return examples, chosen(aside, 0, data.held_out_take, "what is held out")
+    parts: dict[Part, Sequence[Example]] = {"fine_tuning": examples}
+    if validation:
+        parts["validation"] = made(chosen(validation, 0, data.validation_take, "what is for validation"))
+    return {**parts, "held_out": chosen(aside, 0, data.held_out_take, "what is held out")}
 
 
-def _records(data: JsonLines | HubDataset) -> tuple[list[Record], list[Record]]:
+def _records(data: JsonLines | HubDataset) -> tuple[list[Record], list[Record], list[Record]]:
+    """The records of training, of what is held out and of validation; empty where not named."""
     if isinstance(data, HubDataset):
-        held_out = [] if data.held_out_split is None else read_hub(data, data.held_out_split)
-        return read_hub(data, data.train_split), held_out
-    held_out = [] if data.held_out is None else list(read_json_lines(expand(data.held_out)))
-    return list(read_json_lines(expand(data.train))), held_out
+        splits = data.train_split, data.held_out_split, data.validation_split
+        train, held_out, validation = ([] if split is None else read_hub(data, split) for split in splits)
+    else:
+        files = data.train, data.held_out, data.validation
+        train, held_out, validation = ([] if file is None else list(read_json_lines(expand(file))) for file in files)
+    return train, held_out, validation
+
+
+def _shuffled(records: list[Record], seed: int | None) -> list[Record]:
+    return records if seed is None else [records[index] for index in permutation(len(records), seed, 0)]
 
 
 def _position(one: Example) -> float:

@@ -20,6 +20,15 @@ def expand(path: str) -> Path:
     Raises:
         StudyError: A variable is not set.
     """
+    return Path(with_variables(path)).expanduser()
+
+
+def with_variables(path: str) -> str:
+    """A path or an id of the hub with its environment variables replaced.
+
+    Raises:
+        StudyError: A variable is not set.
+    """
     for name in re.findall(r"\$\{(\w+)\}", path):
         if name not in os.environ:
             raise StudyError(
@@ -27,7 +36,7 @@ def expand(path: str) -> Path:
                 f"example with export {name}=/path/to/data"
             )
         path = path.replace(f"${{{name}}}", os.environ[name])
-    return Path(path).expanduser()
+    return path
 
 
 def read_text(path: Path) -> str:

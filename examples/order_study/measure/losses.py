@@ -1,5 +1,6 @@
 """The loss of a model on each of many samples."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from examples.order_study.data.samples import NO_LOSS, Sample
 from examples.order_study.errors import StudyError
 from examples.order_study.measured import SampleLosses
+from examples.order_study.shared import Aligned, Batch, response_logits
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -30,37 +32,60 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.fl
     return model
 
 
-def sample_losses(model: PreTrainedModel, samples: Sequence[Sample], batch_size: int) -> SampleLosses:
-    """Measure a model on samples.
+def sample_losses(
+    models: Sequence[PreTrainedModel], samples: Sequence[Sample], batch_size: int, prefix: Sequence[int] = ()
+) -> SampleLosses:
+    """Measure a model on samples, or the mean of the probabilities that several models give to each token.
 
     The samples are measured shortest first, so that little is padded; that decides nothing but the last bits, since
-    padding follows the sample and no token looks ahead.
+    padding is not attended to and no token looks ahead.
 
     Args:
-        model: In evaluation mode.
+        models: In evaluation mode; one, or those of an ensemble.
         samples: Token ids and labels; a label of -100 has no loss.
         batch_size: How many are measured at a time.
+        prefix: Tokens that all samples begin with and that go through a model once a batch; none: whole samples do.
 
     Returns:
-        Loss and number of response tokens, in the order of `samples`.
+        Of each sample, in the order of `samples`: its loss, its number of response tokens, and whether each of these
+        is the likeliest after all before it. That is to say, whether greedy decoding gives the response.
     """
     total = np.zeros(len(samples))
     tokens = np.zeros(len(samples), dtype=np.int64)
+    right = np.zeros(len(samples), dtype=np.bool_)
     with torch.inference_mode():
         for chosen in batches([len(sample["input_ids"]) for sample in samples], batch_size):
-            ids, mask, labels = _padded([samples[index] for index in chosen])
-            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+            some = [samples[index] for index in chosen]
+            batch = Aligned(prefix)(some) if prefix else _padded(some)
+            scores = _mean([_logits(model, batch, prefix) for model in models])
             # The labels move, not the logits: those are large, and a part of them would be a copy.
-            following = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], NO_LOSS)], dim=1)
+            labels = batch["labels"][:, 1:]
+            if not prefix:
+                labels = torch.cat([labels, torch.full_like(labels[:, :1], NO_LOSS)], dim=1)
+            on_device = labels.to(scores.device)
             losses = cross_entropy(
-                logits.float().flatten(0, 1),
-                following.flatten().to(logits.device),
-                reduction="none",
-                ignore_index=NO_LOSS,
-            )
-            total[chosen] = losses.view(following.shape).double().sum(dim=1).cpu().numpy()
-            tokens[chosen] = (following != NO_LOSS).sum(dim=1).numpy()
-    return SampleLosses(total=total, tokens=tokens)
+                scores.flatten(0, 1), on_device.flatten(), reduction="none", ignore_index=NO_LOSS
+            ).view(labels.shape)
+            total[chosen] = losses.double().sum(dim=1).cpu().numpy()
+            tokens[chosen] = (labels != NO_LOSS).sum(dim=1).numpy()
+            matches = (scores.argmax(dim=-1) == on_device) | (on_device == NO_LOSS)
+            right[chosen] = matches.all(dim=1).cpu().numpy()
+    return SampleLosses(total=total, tokens=tokens, right=right)
+
+
+def _logits(model: PreTrainedModel, batch: Batch, prefix: Sequence[int]) -> torch.Tensor:
+    here = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    if prefix:
+        return response_logits(model, model, prefix, here).float()
+    logits: torch.Tensor = model(input_ids=here["input_ids"], attention_mask=here["attention_mask"]).logits
+    return logits.float()
+
+
+def _mean(logits: list[torch.Tensor]) -> torch.Tensor:
+    """Logits of one model as they are; of several, the logarithm of the mean of their probabilities."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([one.log_softmax(dim=-1) for one in logits]).logsumexp(dim=0) - math.log(len(logits))
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -70,7 +95,7 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
-def _padded(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _padded(samples: Sequence[Sample]) -> Batch:
     """Token ids, attention mask and labels of samples, each [samples, longest], padded on the right."""
     shape = len(samples), max(len(sample["input_ids"]) for sample in samples)
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
@@ -80,4 +105,4 @@ def _padded(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torc
         ids[row, :length] = torch.tensor(sample["input_ids"])
         labels[row, :length] = torch.tensor(sample["labels"])
         mask[row, :length] = 1
-    return ids, mask, labels
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -17,19 +17,21 @@ import torch
 from transformers import PreTrainedModel
 
 from examples.order_study.data.samples import Sample, load_tokenizer
-from examples.order_study.measure.answers import answers, exact, prompt_of, right_numbers
+from examples.order_study.measure.answers import answers, prompt_of, right_numbers
+from examples.order_study.measure.answers import exact as right_answers
 from examples.order_study.measure.losses import load_model, sample_losses
-from examples.order_study.measure.weights import share_equal
-from examples.order_study.measured import Measured, SampleLosses
-from examples.order_study.model import Model
+from examples.order_study.measure.weights import compare
+from examples.order_study.measured import Measured, SampleLosses, finite
+from examples.order_study.model import Model, drawn, read_from
 from examples.order_study.parallel import each
-from examples.order_study.settings import BASE, Study
+from examples.order_study.settings import BASE, ENSEMBLE, Study
+from examples.order_study.shared import shared_prefix
 from examples.order_study.store.folders import digest, model_digest, weights_digest, write_whole
 from examples.order_study.store.places import LOSSES, MODELS
 from examples.order_study.train.models import Trained
 from examples.order_study.train.trainer import on_cpu, reproducible
 
-What = Literal["held_out", "training", "exact_match", "weights"]
+What = Literal["validation", "held_out", "training", "exact_match", "weights"]
 Entry = Mapping[str, Any]  # what was measured, beside its key
 
 
@@ -45,7 +47,8 @@ class Key:
     threads: int = 0
     device: str = ""
     precision: str = "fp32"
-    program: int = 1  # raised when a change to the program changes what it measures
+    shared_prefix: bool = False
+    program: int = 2  # raised when a change to the program changes what it measures
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class _Task:
     """What is missing of one model: each measurement with its samples and the files that it goes to."""
 
     folder: Path
+    read: Sequence[Path]  # the folder, or those of an ensemble's models
     base: Path
     context: int
     missing: Sequence[tuple[Key, Sequence[Sample], Sequence[Path]]]
@@ -74,8 +78,107 @@ def measure_all(
             number.
     """
     samples, right = _samples(study, trained)
-    keys = _keys(study, root, models, samples)
-    tasks = _missing(root, models, trained.context, samples, keys)
+    wanted = {model: _wanted(study, model, samples) for model in models}
+    keys = _measure_missing(study, root, wanted, samples, trained.context, report, jobs, ray)
+    return [_measured(study, root, model, keys[model], right) for model in models]
+
+
+def validation_losses(
+    study: Study,
+    root: Path,
+    models: Sequence[Model],
+    trained: Trained,
+    report: Callable[[str], None],
+    jobs: int = 1,
+    ray: str | None = None,
+) -> list[float]:
+    """The mean loss of models on the samples for validation, in nats per token.
+
+    Raises:
+        StudyError: A model cannot be read, or its loss is not finite.
+    """
+    entries = _entries("validation", study, root, models, trained, report, jobs, ray)
+    return [finite(model, _losses(entry)).mean() for model, entry in zip(models, entries, strict=True)]
+
+
+def distances(
+    study: Study,
+    root: Path,
+    models: Sequence[Model],
+    trained: Trained,
+    report: Callable[[str], None],
+    jobs: int = 1,
+    ray: str | None = None,
+) -> list[float]:
+    """How far models are from the base: the Euclidean norm over all parameters.
+
+    Raises:
+        StudyError: A model cannot be compared with the base.
+    """
+    entries = _entries("weights", study, root, models, trained, report, jobs, ray)
+    return [float(entry["distance"]) for entry in entries]
+
+
+def _entries(
+    what: What,
+    study: Study,
+    root: Path,
+    models: Sequence[Model],
+    trained: Trained,
+    report: Callable[[str], None],
+    jobs: int,
+    ray: str | None,
+) -> list[Entry]:
+    """One measurement of each model."""
+    samples, _ = _samples(study, trained)
+    wanted: dict[Model, list[What]] = {model: [what] for model in models}
+    keys = _measure_missing(study, root, wanted, samples, trained.context, report, jobs, ray)
+    return [_read(_file(root, model, key), key) or {} for model in models for key in keys[model]]
+
+
+def _samples(study: Study, trained: Trained) -> tuple[Mapping[What, Sequence[Sample]], list[Decimal]]:
+    """The samples of each measurement, and the right answers of exact match where these are numbers."""
+    held_out, measuring = trained.samples["held_out"], study.measuring
+    samples: dict[What, Sequence[Sample]] = {
+        "held_out": held_out.samples,
+        "training": trained.samples["fine_tuning"].samples[: measuring.training_samples],
+    }
+    if "validation" in trained.samples:
+        samples["validation"] = trained.samples["validation"].samples
+    if measuring.exact_match is None or measuring.exact_match.of == "response":
+        return samples, []
+    number = measuring.exact_match.samples
+    samples["exact_match"] = held_out.samples[:number]
+    return samples, right_numbers(held_out.responses[:number])
+
+
+def _wanted(study: Study, model: Model, samples: Mapping[What, Sequence[Sample]]) -> list[What]:
+    """What is measured of a model: of a state on the way, no more than a curve of loss needs."""
+    wanted: list[What] = ["held_out"]
+    if model.step is None and (model.kind == "sub-model" or model in drawn(study)):
+        wanted.append("training")
+    if model.step is None and model.kind == "sub-model" and "validation" in samples:
+        wanted.append("validation")
+    if model.control == ENSEMBLE:
+        return wanted
+    if model.step is None and "exact_match" in samples:
+        wanted.append("exact_match")
+    return [*wanted, "weights"] if model.kind != "base" else wanted
+
+
+def _measure_missing(
+    study: Study,
+    root: Path,
+    wanted: Mapping[Model, Sequence[What]],
+    samples: Mapping[What, Sequence[Sample]],
+    context: int,
+    report: Callable[[str], None],
+    jobs: int,
+    ray: str | None,
+) -> dict[Model, list[Key]]:
+    """Have on disk what is wanted of each model; return the key of each measurement."""
+    keys = _keys(study, root, wanted, samples)
+    tasks = _missing(study, root, context, samples, keys)
     began = time.monotonic()
     measured = each(_measure, [(task,) for task in tasks], jobs, cluster=ray, threads=study.threads)
     for number, ((task,), seconds) in enumerate(measured, start=1):
@@ -83,25 +186,11 @@ def measure_all(
         report(f"{task.folder}: measured in {seconds:.0f} s, {number} of {len(tasks)}, {left:.0f} s left")
     if not tasks:
         report(f"{root / LOSSES}: reused")
-    return [_measured(root, model, keys[model], right) for model in models]
-
-
-def _samples(study: Study, trained: Trained) -> tuple[Mapping[What, Sequence[Sample]], list[Decimal]]:
-    """The samples of each measurement, and the right answers of exact match."""
-    held_out, measuring = trained.samples["held_out"], study.measuring
-    samples: dict[What, Sequence[Sample]] = {
-        "held_out": held_out.samples,
-        "training": trained.samples["fine_tuning"].samples[: measuring.training_samples],
-    }
-    if measuring.exact_match is None:
-        return samples, []
-    number = measuring.exact_match.samples
-    samples["exact_match"] = held_out.samples[:number]
-    return samples, right_numbers(held_out.responses[:number])
+    return keys
 
 
 def _keys(
-    study: Study, root: Path, models: Sequence[Model], samples: Mapping[What, Sequence[Sample]]
+    study: Study, root: Path, wanted: Mapping[Model, Sequence[What]], samples: Mapping[What, Sequence[Sample]]
 ) -> dict[Model, list[Key]]:
     """What is measured of each model, with all that decides the outcome."""
     measuring = study.measuring
@@ -109,10 +198,13 @@ def _keys(
     base_sha256 = weights_digest(root / MODELS / BASE)
     samples_sha256 = {what: digest([list(sample.values()) for sample in some]) for what, some in samples.items()}
     keys: dict[Model, list[Key]] = {}
-    for model in models:
-        model_sha256 = model_digest(root / model.folder)
+    for model, every in wanted.items():
+        read = [model_digest(root / one.folder) for one in read_from(model, study)]
+        model_sha256 = read[0] if len(read) == 1 else digest(read)
         keys[model] = [
-            Key(
+            Key(what=what, model_sha256=model_sha256, other_sha256=base_sha256)
+            if what == "weights"
+            else Key(
                 what=what,
                 model_sha256=model_sha256,
                 other_sha256=samples_sha256[what],
@@ -121,18 +213,16 @@ def _keys(
                 threads=study.threads,
                 device="cpu" if on_cpu(study.device) else "cuda",
                 precision=measuring.precision or "fp32",
+                shared_prefix=study.shared_prefix and what != "exact_match",
             )
-            for what in samples
-            if what == "held_out" or model.step is None  # of intermediate states only a curve of loss is drawn
+            for what in every
         ]
-        if model.kind != "base":
-            keys[model].append(Key(what="weights", model_sha256=model_sha256, other_sha256=base_sha256))
     return keys
 
 
 def _missing(
+    study: Study,
     root: Path,
-    models: Sequence[Model],
     context: int,
     samples: Mapping[What, Sequence[Sample]],
     keys: Mapping[Model, Sequence[Key]],
@@ -144,8 +234,8 @@ def _missing(
     found: dict[Key, Entry] = {}
     lacking: dict[Key, list[Path]] = {}
     holder: dict[Key, Model] = {}
-    for model in models:
-        for key in keys[model]:
+    for model, every in keys.items():
+        for key in every:
             file = _file(root, model, key)
             entry = _read(file, key)
             if entry is None:
@@ -159,7 +249,16 @@ def _missing(
             _write(files, key, found[key])
         else:
             missing.setdefault(holder[key], []).append((key, samples.get(key.what, ()), files))
-    return [_Task(root / model.folder, root / MODELS / BASE, context, some) for model, some in missing.items()]
+    return [
+        _Task(
+            folder=root / model.folder,
+            read=[root / one.folder for one in read_from(model, study)],
+            base=root / MODELS / BASE,
+            context=context,
+            missing=some,
+        )
+        for model, some in missing.items()
+    ]
 
 
 def _measure(task: _Task) -> float:
@@ -167,43 +266,55 @@ def _measure(task: _Task) -> float:
     began = time.monotonic()
 
     @functools.cache
-    def model(device: str, precision: str) -> PreTrainedModel:
-        return load_model(task.folder, torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32)
+    def models(device: str, precision: str) -> list[PreTrainedModel]:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return [load_model(folder, torch.device(device), dtype) for folder in task.read]
 
     for key, samples, files in task.missing:
         if key.what == "weights":
-            _write(files, key, {"equal_to_base": share_equal(task.folder, task.base)})
+            equal, distance = compare(task.folder, task.base)
+            _write(files, key, {"equal_to_base": equal, "distance": distance})
         else:
             with reproducible(key.threads):
-                _write(files, key, _entry(task, key, samples, model(key.device, key.precision)))
+                _write(files, key, _entry(task, key, samples, models(key.device, key.precision)))
     return time.monotonic() - began
 
 
-def _entry(task: _Task, key: Key, samples: Sequence[Sample], model: PreTrainedModel) -> Entry:
+def _entry(task: _Task, key: Key, samples: Sequence[Sample], models: Sequence[PreTrainedModel]) -> Entry:
     if key.what == "exact_match":
         prompts = [prompt_of(sample) for sample in samples]
         tokenizer = load_tokenizer(task.folder)
-        return {"answers": answers(model, tokenizer, prompts, key.max_new_tokens, task.context, key.batch_size)}
-    losses = sample_losses(model, samples, key.batch_size)
-    return {"total": losses.total.tolist(), "tokens": losses.tokens.tolist()}
+        return {"answers": answers(models[0], tokenizer, prompts, key.max_new_tokens, task.context, key.batch_size)}
+    prefix = shared_prefix(samples) if key.shared_prefix else ()
+    losses = sample_losses(models, samples, key.batch_size, prefix)
+    return {name: column.tolist() for name, column in vars(losses).items()}
 
 
-def _measured(root: Path, model: Model, keys: Sequence[Key], right: Sequence[Decimal]) -> Measured:
+def _measured(study: Study, root: Path, model: Model, keys: Sequence[Key], right: Sequence[Decimal]) -> Measured:
     entries = {key.what: _read(_file(root, model, key), key) or {} for key in keys}
-
-    def losses(what: What) -> SampleLosses | None:
-        entry = entries.get(what)
-        return None if entry is None else SampleLosses(np.array(entry["total"]), np.array(entry["tokens"]))
-
-    held_out = losses("held_out")
-    assert held_out is not None  # it was read, or written just before
+    losses = {what: _losses(entries[what]) for what in ("held_out", "training", "validation") if what in entries}
+    exact_match = study.measuring.exact_match
+    exact = None
+    if exact_match is not None and exact_match.of == "response" and model.step is None:
+        exact = losses["held_out"].right
+        assert exact is not None  # measured along with every loss
+        exact = exact[: exact_match.samples]
+    elif "exact_match" in entries:
+        exact = np.array(right_answers(entries["exact_match"]["answers"], right))
+    weights = entries.get("weights", {})
     return Measured(
         model=model,
-        held_out=held_out,
-        training=losses("training"),
-        exact=np.array(exact(entries["exact_match"]["answers"], right)) if "exact_match" in entries else None,
-        equal_to_base=entries.get("weights", {}).get("equal_to_base"),
+        held_out=losses["held_out"],
+        training=losses.get("training"),
+        validation=losses.get("validation"),
+        exact=exact,
+        equal_to_base=weights.get("equal_to_base"),
+        distance=weights.get("distance"),
     )
+
+
+def _losses(entry: Entry) -> SampleLosses:
+    return SampleLosses(*(np.array(entry[name]) for name in ("total", "tokens", "right")))
 
 
 def _file(root: Path, model: Model, key: Key) -> Path:

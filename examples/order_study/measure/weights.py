@@ -1,5 +1,6 @@
 """Compare the weights of two checkpoints on disk, bit by bit."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -10,10 +11,11 @@ from examples.order_study.errors import StudyError
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def share_equal(model: Path, base: Path) -> float:
-    """The share of a model's parameters that have the bits of the base's.
+def compare(model: Path, base: Path) -> tuple[float, float]:
+    """The share of a model's parameters that have the bits of the base's, and its distance from the base.
 
-    Resampling draws again where a sub-model's value equals the base's, so this is where it can act.
+    Resampling draws again where a sub-model's value equals the base's, so the share is where it can act. The distance
+    is the Euclidean norm of the difference of all parameters.
 
     Raises:
         StudyError: The checkpoints differ in tensors, shapes or dtypes, where equality means nothing.
@@ -25,7 +27,7 @@ def share_equal(model: Path, base: Path) -> float:
             f"two checkpoints must hold the same tensors to be compared, but only one of {model} and {base} "
             f"has {odd}: compare models of one architecture"
         )
-    equal = total = 0
+    equal, total, square = 0, 0, 0.0
     for name in files:
         one, other = _read(files[name], name), _read(base_files[name], name)
         if (one.dtype, one.shape) != (other.dtype, other.shape):
@@ -36,7 +38,8 @@ def share_equal(model: Path, base: Path) -> float:
         bits = _INTEGER[one.element_size()]
         equal += int((one.view(bits) == other.view(bits)).sum())
         total += one.numel()
-    return equal / total
+        square += float((one.float() - other.float()).double().square().sum())
+    return equal / total, math.sqrt(square)
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

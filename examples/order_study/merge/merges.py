@@ -13,7 +13,7 @@ from typing import Any
 from examples.order_study import parallel
 from examples.order_study.errors import StudyError
 from examples.order_study.merge.recipes import FIRST_WORDS, recipe
-from examples.order_study.model import Model, inputs, merged
+from examples.order_study.model import Model, inputs
 from examples.order_study.settings import Study
 from examples.order_study.store.folders import (
     Record,
@@ -34,22 +34,20 @@ _MADE_WITH = ("mergekit", "mergekit-select", "safetensors", "torch", "transforme
 
 
 def make_merges(
-    study: Study, root: Path, steps: Sequence[int], report: Callable[[str], None], jobs: int = 1
-) -> list[Model]:
-    """Have all merges of a study in `root`, whose models are there; `report` is told what was done.
+    study: Study, root: Path, models: Sequence[Model], report: Callable[[str], None], jobs: int = 1
+) -> None:
+    """Have merges of a study in `root`, which holds what they read; `report` is told what was done.
 
     Args:
         study: The settings.
         root: The folder of the study, in which mergekit runs.
-        steps: The intermediate states that are merged too.
+        models: The merges.
         report: Takes one line at a time.
         jobs: How many merges are made at the same time.
 
     Raises:
         StudyError: mergekit failed; the message carries its last lines.
     """
-    models = merged(study, steps)
-    _remove_others(root, models, report)
     versions = _versions() if models else {}
     waiting = []
     running: list[subprocess.Popen[bytes]] = []
@@ -70,7 +68,6 @@ def make_merges(
     with contextlib.closing(parallel.each(_merge, waiting, jobs, stop)) as made:
         for (_, model, *_), seconds in made:
             report(f"{root / model.folder}: merged in {seconds:.0f} s")
-    return models
 
 
 def _merge(
@@ -123,20 +120,27 @@ def _versions() -> dict[str, str]:
         ) from error
 
 
-def _remove_others(root: Path, models: Sequence[Model], report: Callable[[str], None]) -> None:
-    """Remove recipes and merges of orders, seeds, rounds and steps that are no longer asked for.
+def remove_others(
+    root: Path, models: Sequence[Model], report: Callable[[str], None], sparing: tuple[str, ...] = ()
+) -> None:
+    """Remove recipes and merges of orders, seeds, rounds and steps that are not among `models`, the merges asked for.
 
-    Only what this program wrote: recipes by their first line, merges by their record.
+    Only what this program wrote: recipes by their first line, merges by their record. What has a name that begins
+    like one of `sparing` stays.
     """
     folders = {root / model.folder for model in models}
     for record in sorted((root / MERGES).glob(f"**/{RECORD}")):
         folder = record.parent
-        if folder not in folders and not folder.name.startswith(".") and read_record(folder):
+        if folder not in folders and not folder.name.startswith((".", *sparing)) and read_record(folder):
             discard(folder)
             while (folder := folder.parent) != root / MERGES and not any(folder.iterdir()):
                 folder.rmdir()
             report(f"{record.parent}: removed, since these settings do not ask for it")
     recipes = {root / model.recipe for model in models}
     for file in (root / RECIPES).glob("*.yml"):
-        if file not in recipes and FIRST_WORDS in file.read_text(encoding="utf-8").partition("\n")[0]:
+        if (
+            file not in recipes
+            and not file.name.startswith(sparing)
+            and FIRST_WORDS in file.read_text(encoding="utf-8").partition("\n")[0]
+        ):
             file.unlink()

@@ -1,7 +1,7 @@
 """The merges of a study as mergekit recipes."""
 
-from examples.order_study.model import Model, inputs
-from examples.order_study.settings import Study
+from examples.order_study.model import SOUP_CANDIDATE, Model, inputs
+from examples.order_study.settings import SAME_ORDER_AVERAGE, SHRUNK, SOUP, STRETCHED, Study
 
 FIRST_WORDS = "of an order study"  # somewhere in the first line of every recipe that is ours
 
@@ -11,8 +11,10 @@ _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 def recipe(model: Model, study: Study) -> str:
     """The recipe of a merge: what mergekit reads, run in the study's folder."""
     # The ./ keeps mergekit from asking a hub about a path.
-    read = [f"./{one.folder}" for one in inputs(model, study)]
-    subs, base = read[: len(study.orders)], read[-1]
+    merged, base = (
+        [f"./{one.folder}" for one in inputs(model, study) if one.kind != "base"],
+        f"./{Model('base').folder}",
+    )
     ours = model.kind in ("selection", "resampling")
     lines = [
         f"# {_title(model)}",
@@ -20,10 +22,10 @@ def recipe(model: Model, study: Study) -> str:
         f"# Needs:   pip install {'mergekit-select' if ours else 'mergekit'}",
         f"# Run:     mergekit-yaml {model.recipe} ./again   (in the folder of the study, the one above this)",
     ]
-    if model.kind == "average":
+    if model.kind == "average" or model.control in (SOUP, SOUP_CANDIDATE, SAME_ORDER_AVERAGE):
         # No base_model: mergekit's linear would make it one of those averaged. Config and tokenizer then come
         # from any of the sub-models, which have the same.
-        lines += ["merge_method: linear", *_weighted(subs, 1.0)]
+        lines += ["merge_method: linear", *_weighted(merged, 1.0)]
     elif ours:
         resampling = model.kind == "resampling"
         note = "what the sub-models were fine-tuned from; never drawn" if resampling else "gives config and tokenizer"
@@ -31,7 +33,7 @@ def recipe(model: Model, study: Study) -> str:
             f"merge_method: parameter_selection{'_resampling' if resampling else ''}",
             f"base_model: {base} # {note}",
             "models:",
-            *(f"  - model: {sub}" for sub in subs),
+            *(f"  - model: {sub}" for sub in merged),
             "parameters:",
             f"  seed: {model.seed}",
             "  draws: 1",
@@ -40,24 +42,25 @@ def recipe(model: Model, study: Study) -> str:
             lines.append(f"  rounds: {model.rounds}")
     else:
         assert model.control is not None
-        method, _, factor = model.control.partition("-")
-        if method == "stretch":
+        method, _, stretch = model.control.partition("-")
+        if method in ("stretch", STRETCHED, SHRUNK):
+            factor = float(stretch) if model.factor is None else model.factor
             lines += [
                 "merge_method: task_arithmetic",
                 f"base_model: {base}",
-                *_weighted(subs, float(factor) / len(subs)),
+                *_weighted(merged, factor / len(merged)),
             ]
         else:
-            lines += [f"merge_method: {method}", f"base_model: {base}", *_weighted(subs, 1.0)]
+            lines += [f"merge_method: {method}", f"base_model: {base}", *_weighted(merged, 1.0)]
             lines += ["parameters:", "  density: 0.5", "  normalize: true"]
     lines.append(f"dtype: {_DTYPES[study.fine_tuning.saved_as]}")
     return "\n".join(lines) + "\n"
 
 
-def _weighted(subs: list[str], weight: float) -> list[str]:
+def _weighted(models: list[str], weight: float) -> list[str]:
     lines = ["models:"]
-    for sub in subs:
-        lines += [f"  - model: {sub}", "    parameters:", f"      weight: {weight}"]
+    for model in models:
+        lines += [f"  - model: {model}", "    parameters:", f"      weight: {weight}"]
     return lines
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from examples.order_study.data.records import with_variables
 from examples.order_study.errors import StudyError
 from examples.order_study.model import merged, trained
 from examples.order_study.settings import GivenBase, Study
@@ -91,7 +92,7 @@ def _parameters(study: Study) -> int | None:
     """The number of parameters of each model of a study; None where only training can tell."""
     if isinstance(study.base, GivenBase):
         try:
-            config = AutoConfig.from_pretrained(study.base.model, revision=study.base.revision)
+            config = AutoConfig.from_pretrained(with_variables(study.base.model), revision=study.base.revision)
         except (OSError, ValueError):
             return None  # training reports it, with what to do
     else:

@@ -11,3 +11,4 @@ FIGURES = "figures"
 
 RECORD = "made.json"  # in each folder that this program wrote: what from
 ADAPTER = "adapter"  # below a sub-model: what LoRA trained
+CURVE = "learning_curve.jsonl"  # in a trained model's folder: loss, learning rate and norm of the gradient of each step

@@ -1,7 +1,9 @@
 """A trained model on disk: a Hugging Face checkpoint, the record of its making, and a model card."""
 
 import copy
+import json
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from examples.order_study.settings import GivenBase, Run, Stored
 from examples.order_study.store.folders import Record, weights_digest, write_record, writing
-from examples.order_study.store.places import ADAPTER, RECORD
+from examples.order_study.store.places import ADAPTER, CURVE, RECORD
 from examples.order_study.train.lora import is_adapted, save_adapter, with_adapter_added
 
 MADE_WITH = {
@@ -36,8 +38,12 @@ def save(
     saved_as: Stored,
     made_from: dict[str, Any],
     card: str,
+    curve: Sequence[Mapping[str, float]] = (),
 ) -> None:
-    """Save a model, as a whole or not at all; an adapter is added to the weights, and saved beside them."""
+    """Save a model, as a whole or not at all; an adapter is added to the weights, and saved beside them.
+
+    The learning curve, where there is one, has a line of JSON for each step.
+    """
     with writing(folder) as unfinished:
         _stored(model, saved_as).save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
@@ -46,6 +52,8 @@ def save(
         header = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
         text = f"{header}# {folder.name}\n\n{card}\nAll settings are in `{RECORD}`.\n"
         (unfinished / "README.md").write_text(text, encoding="utf-8")
+        if curve:
+            (unfinished / CURVE).write_text("".join(json.dumps(step) + "\n" for step in curve), encoding="utf-8")
         record = Record(made_from=made_from, weights_sha256=weights_digest(unfinished), made_with=MADE_WITH)
         write_record(unfinished, record)
 

@@ -20,7 +20,7 @@ from examples.order_study.data.samples import (
     load_tokenizer,
 )
 from examples.order_study.model import trained
-from examples.order_study.settings import BASE, LONGER, GivenBase, Part, Run, Study
+from examples.order_study.settings import BASE, GivenBase, Part, Run, Study, Training
 from examples.order_study.store.disk import writing_to
 from examples.order_study.store.folders import digest, discard, is_made, read_record, weights_digest
 from examples.order_study.store.places import MODELS, STEPS
@@ -118,8 +118,9 @@ def _ensure_base(study: Study, models: Path, parts: Parts, report: Report) -> No
     record = read_record(folder)
     if record is not None and record.made_from != made_from:
         # First, so that a run which is cut off leaves no sub-models of a base that is gone.
-        for name in (LONGER, *(file.name for file in models.glob("order-*"))):
-            _discard(models, name)
+        for file in models.glob("[!.]*"):
+            if file.name not in (BASE, STEPS) and read_record(file):
+                _discard(models, file.name)
         discard(folder)
     if run is not None:
         passages = tuple(one.response for one in parts["base"])
@@ -136,13 +137,14 @@ def _ensure_base(study: Study, models: Path, parts: Parts, report: Report) -> No
 
 def _sub_tasks(study: Study, models: Path, part: Samples, steps: tuple[int, ...]) -> list[_Task]:
     start, text = weights_digest(models / BASE), digest([list(sample.values()) for sample in part.samples])
+    states = {one.name for one in trained(study) if one.kind == "sub-model"}
     tasks = []
     for run in study.sub_runs():
         made_from = _made_from(run, text_sha256=text, start_sha256=start)
         record = read_record(models / run.name)
         if record is not None and record.made_from != made_from:
             _discard(models, run.name)
-        kept = () if run.name == LONGER else steps
+        kept = steps if run.name in states else ()
         tasks.append(
             _Task(models, run, made_from, kept, describe(study.data, "fine_tuning"), samples=tuple(part.samples))
         )
@@ -180,8 +182,8 @@ def _train(task: _Task) -> str:
                 task.state(step)[0], state, tokenizer, saved_as, task.state(step)[1], trained_card(run, task.text, step)
             )
 
-        resumed = trainer.train(model, samples, tokenizer, run, states, task.missing(), keep)
-        save(task.folder, model, tokenizer, saved_as, task.made_from, trained_card(run, task.text))
+        resumed, curve = trainer.train(model, samples, tokenizer, run, states, task.missing(), keep)
+        save(task.folder, model, tokenizer, saved_as, task.made_from, trained_card(run, task.text), curve)
         discard(states.folder)
     note = f"trained in {time.monotonic() - began:.0f} s"
     return f"{note}, resumed after step {resumed}" if resumed else note
@@ -200,5 +202,22 @@ def _start(task: _Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[
         return model, tokenizer, encode_part("base", examples, tokenizer, context).samples
     # The base as it was saved: what a sub-model starts from is, bit for bit, what it is compared with later.
     start = task.models / BASE
-    model = AutoModelForCausalLM.from_pretrained(start, local_files_only=True, dtype=dtype)
+    config = AutoConfig.from_pretrained(start)
+    dropout = getattr(config, "attention_dropout", None)
+    if training.attention_dropout:
+        config.attention_dropout = training.attention_dropout
+    model = AutoModelForCausalLM.from_pretrained(start, local_files_only=True, dtype=dtype, config=config)
+    if training.attention_dropout:
+        model.config.attention_dropout = dropout  # the layers have it by now; what is saved is configured as the base
+    if training.noise:
+        _add_noise(model, training)
     return adapted(model, training), load_tokenizer(start), list(task.samples)
+
+
+def _add_noise(model: PreTrainedModel, training: Training) -> None:
+    """Add normal numbers of the training seed to all weights, in proportion to the spread of each tensor."""
+    generator = torch.Generator().manual_seed(training.seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = float(parameter.float().std(correction=0))
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * (training.noise * spread))

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import (
     LlamaConfig,
@@ -18,17 +21,20 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    get_scheduler,
     set_seed,
 )
 
 from examples.order_study.data.order import OrderedBatches
-from examples.order_study.data.samples import Sample, collator
-from examples.order_study.settings import Architecture, Device, Precision, Run
+from examples.order_study.data.samples import NO_LOSS, Sample, collator
+from examples.order_study.settings import Architecture, Device, Precision, Run, Training
+from examples.order_study.shared import Aligned, response_logits, shared_prefix
 from examples.order_study.store.disk import KEPT
 from examples.order_study.train.states import States
 
 PAUSE = 20.0  # seconds between two lines about a training
 
+Curve = dict[str, float]
 Save = Callable[[PreTrainedModel, int], None]
 
 
@@ -77,10 +83,13 @@ def train(
     states: States,
     kept: Collection[int],
     save: Save,
-) -> int:
-    """Train `model` in place, from the newest state there is; return after how many steps that was.
+) -> tuple[int, list[Curve]]:
+    """Train `model` in place, from the newest state there is.
 
     After each of the steps `kept`, `save` is called with the model and the step.
+
+    Returns:
+        After how many steps that was, and the learning curve: for each step its loss and learning rate.
     """
     use_cache = model.config.use_cache
     states.begin()
@@ -91,7 +100,7 @@ def train(
         model=model,
         args=_arguments(run, str(states.folder), len(samples)),
         samples=samples,
-        data_collator=collator(tokenizer),
+        data_collator=Aligned(shared_prefix(samples)) if run.shared_prefix else collator(tokenizer),
         callbacks=[_Keeping(kept, save), states],
     )
     trainer.remove_callback(PrinterCallback)
@@ -103,7 +112,22 @@ def train(
     finally:
         states.leave()
     model.config.use_cache = use_cache  # the Trainer turns it off, and the saved model would generate slowly
-    return step
+    wanted = ("step", "loss", "learning_rate", "grad_norm")
+    curve = [{name: line[name] for name in wanted} for line in trainer.state.log_history if "loss" in line]
+    return step, curve
+
+
+def relative_rates(training: Training, samples: int) -> NDArray[np.float64]:
+    """[steps] the learning rate of each optimiser step, in units of the highest one."""
+    steps = training.steps(samples)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(training.schedule, optimizer, training.warmup_steps, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    return np.array(rates)
 
 
 def _arguments(run: Run, scratch: str, samples: int) -> TrainingArguments:
@@ -126,7 +150,7 @@ def _arguments(run: Run, scratch: str, samples: int) -> TrainingArguments:
         dataloader_pin_memory=False,  # of no use on a CPU, and torch warns of it
         save_strategy="no",  # `States` decides
         save_total_limit=KEPT,
-        logging_strategy="no",
+        logging_steps=1,  # into the state alone, which a resumed training takes over: the learning curve
         report_to="none",
         disable_tqdm=True,  # `_Progress` says which model is trained
     )
@@ -158,6 +182,16 @@ class _OrderedTrainer(Trainer):
         # accelerate's loader is the one that tells the sampler which epoch begins.
         prepared: DataLoader[Sample] = self.accelerator.prepare(loader)
         return prepared
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+        collate = self.data_collator
+        if not isinstance(collate, Aligned):
+            return super().compute_loss(model, inputs, *arguments, **keywords)
+        logits = response_logits(model, self.accelerator.unwrap_model(model), collate.prefix, inputs)
+        labels = inputs["labels"][:, 1:]
+        total = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=NO_LOSS)
+        items = keywords.get("num_items_in_batch")  # of all pieces of the batch
+        return total / (items if items is not None else (labels != NO_LOSS).sum())
 
     def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         loss = super().training_step(*arguments, **keywords)
