@@ -233,14 +233,14 @@ def _missing(
     """
     found: dict[Key, Entry] = {}
     lacking: dict[Key, list[Path]] = {}
-    holder: dict[Key, Model] = {}
+    holder: dict[str, Model] = {}  # by the digest of its weights: the first of those that are the same
     for model, every in keys.items():
         for key in every:
             file = _file(root, model, key)
             entry = _read(file, key)
             if entry is None:
                 lacking.setdefault(key, []).append(file)
-                holder.setdefault(key, model)
+                holder.setdefault(key.model_sha256, model)
             else:
                 found[key] = entry
     missing: dict[Model, list[tuple[Key, Sequence[Sample], list[Path]]]] = {}
@@ -248,7 +248,7 @@ def _missing(
         if key in found:
             _write(files, key, found[key])
         else:
-            missing.setdefault(holder[key], []).append((key, samples.get(key.what, ()), files))
+            missing.setdefault(holder[key.model_sha256], []).append((key, samples.get(key.what, ()), files))
     return [
         _Task(
             folder=root / model.folder,
