@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from examples.order_study.data.records import expand
 from examples.order_study.settings import (
     DERIVED_CONTROLS,
     ENSEMBLE,
@@ -34,6 +35,7 @@ class Model:
     control: str | None = None  # which one, as the settings call it
     members: tuple[int, ...] = ()  # order seeds of the sub-models in a soup
     factor: float | None = None  # of a step from the base, where it was worked out from other merges
+    elsewhere: str | None = None  # the folder of a model that this study has not made
 
     @property
     def name(self) -> str:
@@ -61,6 +63,8 @@ class Model:
     @property
     def folder(self) -> str:
         """Its folder, as seen from the study's."""
+        if self.elsewhere is not None:
+            return self.elsewhere
         return f"{MERGES if self.is_merged else MODELS}/{self.place}"
 
     @property
@@ -124,6 +128,14 @@ def inputs(model: Model, study: Study) -> list[Model]:
 def read_from(model: Model, study: Study) -> list[Model]:
     """The models whose folders are read to measure one: itself, or those of an ensemble."""
     return [Model("sub-model", order) for order in study.orders] if model.control == ENSEMBLE else [model]
+
+
+def others(study: Study) -> list[Model]:
+    """The models from elsewhere that are measured too."""
+    return [
+        Model("control", control=name, elsewhere=str(expand(folder).absolute()))
+        for name, folder in study.others.items()
+    ]
 
 
 def drawn(study: Study) -> list[Model]:

@@ -235,7 +235,17 @@ class Study(Frozen):
     # What the merges are held against: stretch-1.1 is the average at 1.1 times its distance from the base; the others
     # stand at the top of this module.
     controls: tuple[Control, ...] = Field(default=(), exclude_if=unset)
+    # Models from elsewhere that are measured beside these: a name for the tables, and the folder of a checkpoint.
+    others: dict[str, Name] = Field(default={}, exclude_if=unset)
     measuring: Measuring = Measuring()
+
+    @field_validator("others")
+    @classmethod
+    def _names_of_others(cls, others: dict[str, str]) -> dict[str, str]:
+        for name in others:
+            if not re.fullmatch(r"other-[\w.-]+", name):
+                raise ValueError(f"the name of a model from elsewhere begins with other-, got {name!r}: rename it")
+        return others
 
     @field_validator("orders")
     @classmethod

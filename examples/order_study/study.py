@@ -18,7 +18,7 @@ from examples.order_study.errors import StudyError
 from examples.order_study.measure.measure import measure_all
 from examples.order_study.measured import Measurements, PartCount, Positions
 from examples.order_study.merge.merges import make_merges, remove_others
-from examples.order_study.model import Model, merged, trained
+from examples.order_study.model import Model, merged, others, trained
 from examples.order_study.settings import DERIVED_CONTROLS, ENSEMBLE, Study
 from examples.order_study.store.disk import check_space, writing_to
 from examples.order_study.store.folders import Record, read_record, write_record, write_whole
@@ -56,7 +56,7 @@ def run_study(study: Study, root: Path, report: Report, jobs: int = 1, ray: str 
         controls, tried = derive(study, root, done, report, jobs, ray)
         remove_others(root, [*merges, *controls, *tried], report)
         ensemble = [Model("control", control=ENSEMBLE)] * (ENSEMBLE in study.controls)
-        every = [*trained(study, done.steps), *merges, *controls, *ensemble]
+        every = [*trained(study, done.steps), *merges, *controls, *ensemble, *others(study)]
         models = measure_all(study, root, every, done, report, jobs, ray)
         samples = len(done.samples["fine_tuning"].samples)
         found = results.build(

@@ -136,6 +136,20 @@ def test_every_control_has_a_row(config: Path, tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file()} == files
 
 
+def test_a_model_from_elsewhere_is_measured_beside_those_of_the_study(config: Path, tmp_path: Path) -> None:
+    options = ["--throw", "1", "--set"]
+    run(config, tmp_path / "one", *options, "controls=[]")
+    average = tmp_path / "one" / "throw-1" / "merges" / "average"
+    run(config, tmp_path / "one", *options, f"others={{other-average: {average}}}")
+    found = Results.model_validate_json((tmp_path / "one" / "throw-1" / "results.json").read_bytes())
+    rows = {row.label: row for row in found.table}
+    assert rows["other-average"].loss == rows["average"].loss
+    assert rows["other-average"].distance == rows["average"].distance
+    assert "other-average" in {one.against for one in found.differences if one.row == "average"}
+    with pytest.raises(StudyError, match="begins with other-, got 'mine': rename it"):
+        load_study(config, ["others={mine: ./mine}"])
+
+
 def test_throws_are_run_one_by_one_and_set_beside_each_other(config: Path, tmp_path: Path) -> None:
     run(config, tmp_path / "out", "--set", "controls=[stretch-1.5]")
     root = tmp_path / "out"

@@ -132,6 +132,9 @@ def root(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = invoke(config, folder)
     assert result.exit_code == 0, result.output
     assert f"{folder}: 2 sub-models to train, 7 merges to make, 12 models to save in all, of 11,184" in result.stdout
+    # 11,184 parameters, their gradients and Adam's two moments, in fp32.
+    assert "; a training takes 0.2 MB of memory, and its activations\n" in result.stdout
+    assert len(re.findall(r"order-\d: trained in \d+ s(; about \d+ s of training left)?\n", result.stdout)) == 2
     lines = told(result, folder)
     assert [line for line in lines if "measured" not in line] == [
         *(f"models/{name}: trained" for name in ("base", "order-1", "order-2")),

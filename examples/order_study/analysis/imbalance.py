@@ -82,7 +82,7 @@ def trends(measurements: Measurements) -> tuple[Trend, ...]:
 def causes(measurements: Measurements) -> tuple[Cause, ...]:
     """Position against learning rate: each alone, and all together, so that what the others explain is allowed for.
 
-    With one epoch, and no warm-up, learning rate is a function of position, and they cannot be told apart.
+    After one epoch without warm-up learning rate and position go nearly together, and can hardly be told apart.
     """
     singles, positions = measurements.final("sub-model"), measurements.positions
     rates = [where.learning_rate for where in positions if where.learning_rate is not None]

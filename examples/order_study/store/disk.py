@@ -69,7 +69,12 @@ def check_space(study: Study, root: Path, jobs: int) -> str:
             f"resumes from, take about {_size(needed)}, and {root} has {_size(free)} left: make room, choose another "
             "folder with --out, or ask for fewer orders, checkpoints, merge seeds or jobs"
         )
-    return f"{told}, of {parameters:,} parameters each; about {_size(needed)} on disk"
+    told = f"{told}, of {parameters:,} parameters each; about {_size(needed)} on disk"
+    if training and study.fine_tuning.lora is None:
+        # The parameters, their gradients, and Adam's two moments.
+        memory = (1 + _STATE) * parameters * _BYTES[study.fine_tuning.precision]
+        told += f"; a training takes {_size(memory)} of memory, and its activations"
+    return told
 
 
 def _is_full(error: Exception, free: int) -> bool:

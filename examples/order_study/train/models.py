@@ -96,8 +96,12 @@ def train_models(
             )
     steps = kept_steps(study, len(samples["fine_tuning"].samples))
     waiting = [(task,) for task in _sub_tasks(study, models, samples["fine_tuning"], steps) if not _done(task, report)]
+    began, length = time.monotonic(), sum(_length(task) for (task,) in waiting)
+    finished = 0
     for (task,), note in parallel.each(_train, waiting, jobs, cluster=ray, threads=study.threads):
-        report(f"{task.folder}: {note}")
+        finished += _length(task)
+        left = (time.monotonic() - began) / finished * (length - finished)
+        report(f"{task.folder}: {note}" + (f"; about {_duration(left)} of training left" if left else ""))
     return Trained(samples, steps, context)
 
 
@@ -167,6 +171,21 @@ def _done(task: _Task, report: Report) -> bool:
     report(f"{task.folder}: reused")
     discard(folder_of(task.folder))  # of a process killed between saving the model and clearing up
     return True
+
+
+def _length(task: _Task) -> int:
+    """How long a training is beside others: samples seen."""
+    return task.run.training.steps(len(task.samples)) * task.run.training.batch_size
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _train(task: _Task) -> str:
