@@ -282,6 +282,14 @@ class Study(Frozen):
         ] or [self]
 
     @model_validator(mode="after")
+    def _keeps_what_is_shared(self) -> Self:
+        if self.shared_prefix and self.fine_tuning.gradient_checkpointing:
+            raise ValueError(
+                "shared_prefix keeps keys and values, which gradient_checkpointing throws away: leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _base_fits(self) -> Self:
         if SOUP in self.controls and not self.has_validation():
             raise ValueError(

@@ -210,6 +210,10 @@ def test_a_greedy_soup_takes_what_does_not_raise_its_loss(
         ("throws=[{orders: [1, 2], seed: 0}, {orders: [3], seed: 1}]", "with as many orders each"),
         ("fine_tuning.schedul=linear", "fine_tuning.schedul is no setting: did you mean schedule?"),
         ("fine_tuning.epochs.x=1", "epochs in 'fine_tuning.epochs.x=1' has no settings below it"),
+        (
+            "fine_tuning.gradient_checkpointing=true",
+            "shared_prefix keeps keys and values, which gradient_checkpointing",
+        ),
         ("fine_tuning.epochs", "--set takes a setting and its value, got 'fine_tuning.epochs'"),
         ("fine_tuning.epochs=[", "--set takes a setting and its value, got 'fine_tuning.epochs=['"),
     ],
