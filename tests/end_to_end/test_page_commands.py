@@ -63,6 +63,11 @@ NOT_RUN = {
     "make merge": "minutes; its steps are tested in tests/examples/test_quickstart.py",
     "make study": "minutes; the same study, smaller, is tests/examples/test_order_study_run.py",
     "GSM8K=/path/to/gsm8k make study CONFIG=examples/order_study/configs/gsm8k-small.yaml": "GSM8K, and an accelerator",
+    "export CLINC150=/folder/with/train.jsonl/val.jsonl/and/test.jsonl "
+    "SMOLLM2=HuggingFaceTB/SmolLM2-135M-Instruct": "it only sets variables",
+    "python -m examples.order_study examples/order_study/configs/smollm2-clinc150.yaml --throw 1 "
+    "--set 'controls=[ties, dare_ties, stretch-1.1, stretch-1.25, stretched, shrunk, soup, ensemble]'": "hours, "
+    "CLINC150 and SmolLM2; tests/examples/test_order_study_controls.py has a small one with all controls",
     "make test": "it runs this test",
     "echo $?": "the test of the command before it looks at the exit code",
     "parallel --sshloginfile nodes.txt --workdir . -j1 'mergekit-select merge recipe.yml out --shard {}/8 --quiet' "

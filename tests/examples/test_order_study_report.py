@@ -121,7 +121,7 @@ def test_report_and_figures_need_nothing_but_the_file(found: Results, tmp_path: 
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
-@pytest.mark.parametrize("name", ["quick", "gsm8k-small"])
+@pytest.mark.parametrize("name", ["quick", "gsm8k-small", "smollm2-clinc150/throw-1"])
 def test_the_committed_results_give_the_committed_report(name: str, tmp_path: Path) -> None:
     content = (DOCS / name / "results.json").read_text()
     found = Results.model_validate_json(content)
