@@ -46,7 +46,9 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     for change in changes:
         _set(content, change)
     try:
-        return Study.model_validate(content)
+        study = Study.model_validate(content)
+        study.each_throw()
+        return study
     except ValidationError as error:
         raise StudyError("\n".join(f"{path}: {_line(details)}" for details in error.errors())) from error
 

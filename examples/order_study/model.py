@@ -41,8 +41,9 @@ class Model:
     def name(self) -> str:
         """Its own name, that of its folder."""
         if self.control is not None:
-            parts = self.members if self.control == SOUP_CANDIDATE else () if self.seed is None else (self.seed,)
-            return "-".join([self.control, *map(str, parts)])
+            if self.control == SOUP_CANDIDATE:
+                return "-".join([self.control, *map(str, self.members)])
+            return self.control if self.seed is None else f"{self.control}-{self.seed}"
         if self.kind == "sub-model":
             return f"order-{self.seed}"
         if self.seed is None or self.step is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from examples.order_study.data.samples import NO_LOSS, Sample
+from examples.order_study.data.samples import NO_LOSS, Sample, prompt_length
 from examples.order_study.errors import StudyError
 
 Batch = dict[str, torch.Tensor]
@@ -25,7 +25,7 @@ def shared_prefix(samples: Sequence[Sample]) -> list[int]:
     Raises:
         StudyError: There are none.
     """
-    limit = min(_prompt_length(sample) for sample in samples) - 1
+    limit = min(prompt_length(sample) for sample in samples) - 1
     first = samples[0]["input_ids"]
     length = 0
     while length < limit and all(sample["input_ids"][length] == first[length] for sample in samples):
@@ -52,7 +52,7 @@ class Aligned:
         """
         shared = len(self.prefix)
         tokens = [sample["input_ids"][shared:] for sample in samples]
-        responses = [sample["labels"][_prompt_length(sample) :] for sample in samples]
+        responses = [sample["labels"][prompt_length(sample) :] for sample in samples]
         rows, longest = len(samples), max(map(len, tokens))
         ids, places = (torch.zeros((rows, longest), dtype=torch.long) for _ in range(2))
         mask = torch.ones((rows, shared + longest), dtype=torch.long)
@@ -97,8 +97,3 @@ def response_logits(
     )
     logits: torch.Tensor = output.logits[:, :-1]
     return logits
-
-
-def _prompt_length(sample: Sample) -> int:
-    """How many tokens come before the response."""
-    return next(place for place, label in enumerate(sample["labels"]) if label != NO_LOSS)

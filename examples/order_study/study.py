@@ -15,7 +15,7 @@ from examples.order_study.data import order
 from examples.order_study.data.parts import read_parts
 from examples.order_study.derived import derive
 from examples.order_study.errors import StudyError
-from examples.order_study.measure.measure import measure_all
+from examples.order_study.measure.measure import Measurer
 from examples.order_study.measured import Measurements, PartCount, Positions
 from examples.order_study.merge.merges import make_merges, remove_others
 from examples.order_study.model import Model, merged, others, trained
@@ -53,11 +53,12 @@ def run_study(study: Study, root: Path, report: Report, jobs: int = 1, ray: str 
         merges = merged(study, done.steps)
         remove_others(root, merges, report, sparing=tuple(name for name in DERIVED_CONTROLS if name in study.controls))
         make_merges(study, root, merges, report, jobs)
-        controls, tried = derive(study, root, done, report, jobs, ray)
+        measurer = Measurer(study, root, done, report, jobs, ray)
+        controls, tried = derive(measurer)
         remove_others(root, [*merges, *controls, *tried], report)
         ensemble = [Model("control", control=ENSEMBLE)] * (ENSEMBLE in study.controls)
         every = [*trained(study, done.steps), *merges, *controls, *ensemble, *others(study)]
-        models = measure_all(study, root, every, done, report, jobs, ray)
+        models = measurer.measured(every)
         samples = len(done.samples["fine_tuning"].samples)
         found = results.build(
             Measurements(

@@ -18,6 +18,7 @@ from examples.order_study.analysis.results import Results
 from examples.order_study.cli import main
 from examples.order_study.config import load_study
 from examples.order_study.errors import StudyError
+from examples.order_study.measure.measure import Measurer
 from examples.order_study.merge import merges as merging
 from examples.order_study.model import Model
 from examples.order_study.settings import Study
@@ -104,7 +105,9 @@ def distance(one: Path, other: Path) -> float:
 
 def test_every_control_has_a_row(config: Path, tmp_path: Path) -> None:
     options = ["--throw", "1", "--set", f"controls={json.dumps(CONTROLS)}"]
-    run(config, tmp_path / "out", *options)
+    told = run(config, tmp_path / "out", *options).stdout
+    # The average, a selection, that of one order; stretched, shrunk, the soup, and two to choose it among.
+    assert "8 sub-models to train, 8 merges to make" in told
     root = tmp_path / "out" / "throw-1"
     found = Results.model_validate_json((root / "results.json").read_bytes())
     rows = {row.label: row for row in found.table}
@@ -131,7 +134,7 @@ def test_every_control_has_a_row(config: Path, tmp_path: Path) -> None:
     # A second run makes nothing.
     calls = (root / "calls.txt").read_text()
     files = {file: file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file()}
-    run(config, tmp_path / "out", *options)
+    assert "0 sub-models to train, 0 merges to make" in run(config, tmp_path / "out", *options).stdout
     assert (root / "calls.txt").read_text() == calls
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file()} == files
 
@@ -190,12 +193,10 @@ def test_a_greedy_soup_takes_what_does_not_raise_its_loss(
     made: list[Model] = []
     monkeypatch.setattr(derived, "make_merges", lambda study, root, models, report, jobs: made.extend(models))
     monkeypatch.setattr(
-        derived,
-        "validation_losses",
-        lambda study, root, models, *_: [losses[one.members or (one.seed,)] for one in models],
+        Measurer, "validation_losses", lambda _, models: [losses[one.members or (one.seed,)] for one in models]
     )
     study = Study(orders=(1, 2, 3)).model_copy(update={"controls": ("soup",)})
-    models, candidates = derived.derive(study, tmp_path, Trained({}, (), 64), lambda _: None)
+    models, candidates = derived.derive(Measurer(study, tmp_path, Trained({}, (), 64), lambda _: None))
     assert [one.members for one in models] == [members]
     assert [one.members for one in candidates] == tried
     assert [one.name for one in made] == [*("soup-of-" + "-".join(map(str, some)) for some in tried), "soup"]
@@ -208,6 +209,7 @@ def test_a_greedy_soup_takes_what_does_not_raise_its_loss(
         ("throws=[{orders: [1, 2], seed: 0}]", "throws must be two or more with as many orders each"),
         ("throws=[{orders: [1, 2], seed: 0}, {orders: [2, 3], seed: 1}]", "no order may be in two of them"),
         ("throws=[{orders: [1, 2], seed: 0}, {orders: [3], seed: 1}]", "with as many orders each"),
+        ("throws=[{orders: [], seed: 0}, {orders: [], seed: 1}]", "orders must be one or more different seeds, got ()"),
         ("fine_tuning.schedul=linear", "fine_tuning.schedul is no setting: did you mean schedule?"),
         ("fine_tuning.epochs.x=1", "epochs in 'fine_tuning.epochs.x=1' has no settings below it"),
         (
@@ -228,6 +230,19 @@ def test_a_soup_asks_for_validation(config: Path) -> None:
     changes = ["controls=[soup]", "data.validation=null"]
     with pytest.raises(StudyError, match="chosen on data for validation, but data has none"):
         load_study(config, changes)
+
+
+def test_throws_of_one_order_have_no_controls(config: Path) -> None:
+    throws_of_one = "throws=[{orders: [1], seed: 0}, {orders: [2], seed: 1}]"
+    with pytest.raises(StudyError, match=r"need two or more orders, got \['ties'\] for orders \[1\]"):
+        load_study(config, [throws_of_one, "controls=[ties]"])
+
+
+def test_a_merge_that_is_the_base_has_no_distance_to_stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Measurer, "distances", lambda _, models: [0.0, 1.0])
+    study = Study(orders=(1, 2)).model_copy(update={"controls": ("stretched",)})
+    with pytest.raises(StudyError, match="the average or the selection is the base: leave these controls out"):
+        derived.derive(Measurer(study, tmp_path, Trained({}, (), 64), lambda _: None))
 
 
 def test_a_change_takes_the_place_of_a_setting(config: Path) -> None:

@@ -28,7 +28,7 @@ from examples.order_study.data.order import batches
 from examples.order_study.data.parts import read_parts
 from examples.order_study.errors import StudyError
 from examples.order_study.measure import measure
-from examples.order_study.measure.measure import measure_all
+from examples.order_study.measure.measure import Measurer
 from examples.order_study.model import merged, trained
 from examples.order_study.settings import Measuring, Study
 from examples.order_study.store import disk
@@ -364,9 +364,9 @@ def test_measuring_goes_on_where_it_was_interrupted(
     models = [*trained(study, [STEP]), *merged(study, [STEP])]
     done = material(study, copy)
     # Two processes, which must not decide a bit of what is measured.
-    measure_all(study, copy, models[:3], done, quiet, jobs=2)
+    Measurer(study, copy, done, quiet, jobs=2).measured(models[:3])
     lines: list[str] = []
-    measure_all(study, copy, models, done, lines.append)
+    Measurer(study, copy, done, lines.append).measured(models)
     assert len(lines) == 8  # of 9, one of which equals another
     assert all(re.search(r": measured in \d+ s, \d of 8, \d+ s left$", line) for line in lines)
     assert {name: content for name, (content, _) in contents(copy / "losses").items()} == {
@@ -433,7 +433,7 @@ def _no_space_for_tensors(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("full", [_no_space, _no_space_for_tensors])
-@pytest.mark.parametrize("place", ["make_merges", "measure_all", "draw"])
+@pytest.mark.parametrize("place", ["make_merges", "Measurer", "draw"])
 @pytest.mark.usefixtures("no_mergekit")
 def test_a_disk_that_fills_up_is_named(
     study: Study, copy: Path, monkeypatch: pytest.MonkeyPatch, place: str, full: Callable[..., None]
@@ -471,7 +471,7 @@ def test_exact_match_of_words_is_refused(study: Study, copy: Path) -> None:
     done = material(study, copy)
     done.samples["held_out"].responses[2] = " none at all"
     with pytest.raises(StudyError, match=r"but the response ' none at all' of the held-out part has none: leave"):
-        measure_all(study, copy, trained(study), done, quiet)
+        Measurer(study, copy, done, quiet).measured(trained(study))
 
 
 def test_a_model_that_diverged_is_named(study: Study, copy: Path) -> None:
@@ -480,7 +480,7 @@ def test_a_model_that_diverged_is_named(study: Study, copy: Path) -> None:
     entry["total"][0] = math.nan
     file.write_text(json.dumps(entry))
     with pytest.raises(StudyError, match=r"losses must be finite, but order-2, step final, has a loss of nan"):
-        measure_all(study, copy, trained(study), material(study, copy), quiet)
+        Measurer(study, copy, material(study, copy), quiet).measured(trained(study))
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"key": {}}'])
@@ -488,7 +488,7 @@ def test_a_damaged_measurement_is_made_again(study: Study, copy: Path, content: 
     file = copy / "losses" / "order-2" / "held_out.json"
     before = file.read_bytes()
     file.write_text(content)
-    measured = measure_all(study, copy, trained(study), material(study, copy), quiet)
+    measured = Measurer(study, copy, material(study, copy), quiet).measured(trained(study))
     assert file.read_bytes() == before
     assert np.isfinite(measured[2].held_out.total).all()
 

@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 
-from examples.order_study.analysis.comparisons import groups
 from examples.order_study.analysis.slopes import (
     Bin,
     Slope,
@@ -16,7 +15,7 @@ from examples.order_study.analysis.slopes import (
     within_slopes,
 )
 from examples.order_study.measured import Floats, Integers, Measured, Measurements, Positions
-from examples.order_study.model import Kind
+from examples.order_study.model import Kind, drawn
 from examples.order_study.settings import Measuring
 from examples.order_study.sources import Frozen
 
@@ -110,13 +109,8 @@ def anchor(measurements: Measurements) -> Anchor | None:
     if any(one.training is None for one in singles) or len(singles) < 2 or not measurements.epochs:
         return None
     first, *others = singles
-    merges = [group for group in groups(measurements) if group.kind in ("average", "selection", "resampling")]
-    # Of resampling the one that resamples most; the others lie between it and selection.
-    shown = [group for group in merges if group.kind != "resampling" or group is merges[-1]]
-    compared: list[tuple[str, Kind, Sequence[Measured]]] = [(f"anchor ({first.model.name})", "sub-model", [first])]
-    compared += [
-        (group.label, group.kind, [one for one in group.models if one.training is not None]) for group in shown
-    ]
+    shown = [one for one in measurements.models if one.model in drawn(measurements.study) and one.training is not None]
+    compared = [(f"anchor ({first.model.name})", first), *((one.model.label, one) for one in shown)]
     where, measuring = measurements.positions[0], measurements.study.measuring
     clusters = where.first[:, None]
     positions = _scaled(clusters, where.batches)
@@ -127,14 +121,13 @@ def anchor(measurements: Measurements) -> Anchor | None:
     reference = _mean(others)
     label = "other sub-models, mean"
     curves = [AnchorCurve(label=label, kind="sub-model", bins=binned(reference), difference=None, slope=None)]
-    for label, kind, models in compared:
-        if models:
-            losses = _mean(models)
-            less = losses - reference
-            slope = raw_slope(less[:, None], positions, clusters, measuring.confidence)
-            curves.append(
-                AnchorCurve(label=label, kind=kind, bins=binned(losses), difference=binned(less), slope=slope)
-            )
+    for label, one in compared:
+        losses = _per_token(one)
+        less = losses - reference
+        slope = raw_slope(less[:, None], positions, clusters, measuring.confidence)
+        curves.append(
+            AnchorCurve(label=label, kind=one.model.kind, bins=binned(losses), difference=binned(less), slope=slope)
+        )
     return Anchor(order=first.model.name, curves=tuple(curves))
 
 

@@ -108,6 +108,11 @@ def encode_part(
     return Samples(part, made.samples, made.responses, len(examples) - len(made.samples))
 
 
+def prompt_length(sample: Sample) -> int:
+    """How many tokens of a sample come before its response."""
+    return next(place for place, label in enumerate(sample["labels"]) if label != NO_LOSS)
+
+
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A prompt as a model is to continue it: with the special tokens of the start, without those of the end."""
     ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]

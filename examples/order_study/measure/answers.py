@@ -7,7 +7,7 @@ from decimal import Decimal
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from examples.order_study.data.samples import NO_LOSS, Sample
+from examples.order_study.data.samples import Sample, prompt_length
 from examples.order_study.errors import StudyError
 from examples.order_study.measure.losses import batches
 
@@ -61,8 +61,7 @@ def exact(answers: Sequence[str], right: Sequence[Decimal]) -> list[bool]:
 
 def prompt_of(sample: Sample) -> list[int]:
     """The tokens of a sample before its response: the first at least, since none is predicted from nothing."""
-    response = next(place for place, label in enumerate(sample["labels"]) if label != NO_LOSS)
-    return sample["input_ids"][: max(1, response)]
+    return sample["input_ids"][: max(1, prompt_length(sample))]
 
 
 def answers(

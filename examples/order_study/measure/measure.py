@@ -62,78 +62,58 @@ class _Task:
     missing: Sequence[tuple[Key, Sequence[Sample], Sequence[Path]]]
 
 
-def measure_all(
-    study: Study,
-    root: Path,
-    models: Sequence[Model],
-    trained: Trained,
-    report: Callable[[str], None],
-    jobs: int = 1,
-    ray: str | None = None,
-) -> list[Measured]:
-    """Measure all models of a study, `jobs` of them at the same time, each in a process of its own, or on Ray.
+@dataclass(frozen=True)
+class Measurer:
+    """Measures models of a study, `jobs` of them at the same time, each in a process of its own, or on Ray.
 
-    Raises:
-        StudyError: A model cannot be read, its loss is not finite, or exact match is asked of responses without a
-            number.
+    All methods raise a StudyError where a model cannot be read, or its loss is not finite.
     """
-    samples, right = _samples(study, trained)
-    wanted = {model: _wanted(study, model, samples) for model in models}
-    keys = _measure_missing(study, root, wanted, samples, trained.context, report, jobs, ray)
-    return [_measured(study, root, model, keys[model], right) for model in models]
 
+    study: Study
+    root: Path
+    trained: Trained
+    report: Callable[[str], None]
+    jobs: int = 1
+    ray: str | None = None
 
-def validation_losses(
-    study: Study,
-    root: Path,
-    models: Sequence[Model],
-    trained: Trained,
-    report: Callable[[str], None],
-    jobs: int = 1,
-    ray: str | None = None,
-) -> list[float]:
-    """The mean loss of models on the samples for validation, in nats per token.
+    def measured(self, models: Sequence[Model]) -> list[Measured]:
+        """All that is measured of each model.
 
-    Raises:
-        StudyError: A model cannot be read, or its loss is not finite.
-    """
-    entries = _entries("validation", study, root, models, trained, report, jobs, ray)
-    return [finite(model, _losses(entry)).mean() for model, entry in zip(models, entries, strict=True)]
+        Raises:
+            StudyError: Exact match is asked of responses without a number.
+        """
+        samples, right = _samples(self.study, self.trained)
+        keys = self._made({model: _wanted(self.study, model, samples) for model in models}, samples)
+        return [_measured(self.study, self.root, model, keys[model], right) for model in models]
 
+    def validation_losses(self, models: Sequence[Model]) -> list[float]:
+        """The mean loss of each model on the samples for validation, in nats per token."""
+        entries = self._entries("validation", models)
+        return [finite(model, _losses(entry)).mean() for model, entry in zip(models, entries, strict=True)]
 
-def distances(
-    study: Study,
-    root: Path,
-    models: Sequence[Model],
-    trained: Trained,
-    report: Callable[[str], None],
-    jobs: int = 1,
-    ray: str | None = None,
-) -> list[float]:
-    """How far models are from the base: the Euclidean norm over all parameters.
+    def distances(self, models: Sequence[Model]) -> list[float]:
+        """How far each model is from the base: the Euclidean norm over all parameters."""
+        return [float(entry["distance"]) for entry in self._entries("weights", models)]
 
-    Raises:
-        StudyError: A model cannot be compared with the base.
-    """
-    entries = _entries("weights", study, root, models, trained, report, jobs, ray)
-    return [float(entry["distance"]) for entry in entries]
+    def _entries(self, what: What, models: Sequence[Model]) -> list[Entry]:
+        """One measurement of each model."""
+        keys = self._made({model: [what] for model in models}, _samples(self.study, self.trained)[0])
+        return [_read(_file(self.root, model, key), key) or {} for model in models for key in keys[model]]
 
-
-def _entries(
-    what: What,
-    study: Study,
-    root: Path,
-    models: Sequence[Model],
-    trained: Trained,
-    report: Callable[[str], None],
-    jobs: int,
-    ray: str | None,
-) -> list[Entry]:
-    """One measurement of each model."""
-    samples, _ = _samples(study, trained)
-    wanted: dict[Model, list[What]] = {model: [what] for model in models}
-    keys = _measure_missing(study, root, wanted, samples, trained.context, report, jobs, ray)
-    return [_read(_file(root, model, key), key) or {} for model in models for key in keys[model]]
+    def _made(
+        self, wanted: Mapping[Model, Sequence[What]], samples: Mapping[What, Sequence[Sample]]
+    ) -> dict[Model, list[Key]]:
+        """Have on disk what is wanted of each model; return the key of each measurement."""
+        keys = _keys(self.study, self.root, wanted, samples)
+        tasks = _missing(self.study, self.root, self.trained.context, samples, keys)
+        began = time.monotonic()
+        done = each(_measure, [(task,) for task in tasks], self.jobs, cluster=self.ray, threads=self.study.threads)
+        for number, ((task,), seconds) in enumerate(done, start=1):
+            left = (time.monotonic() - began) / number * (len(tasks) - number)
+            self.report(f"{task.folder}: measured in {seconds:.0f} s, {number} of {len(tasks)}, {left:.0f} s left")
+        if not tasks:
+            self.report(f"{self.root / LOSSES}: reused")
+        return keys
 
 
 def _samples(study: Study, trained: Trained) -> tuple[Mapping[What, Sequence[Sample]], list[Decimal]]:
@@ -164,29 +144,6 @@ def _wanted(study: Study, model: Model, samples: Mapping[What, Sequence[Sample]]
     if model.step is None and "exact_match" in samples:
         wanted.append("exact_match")
     return [*wanted, "weights"] if model.kind != "base" else wanted
-
-
-def _measure_missing(
-    study: Study,
-    root: Path,
-    wanted: Mapping[Model, Sequence[What]],
-    samples: Mapping[What, Sequence[Sample]],
-    context: int,
-    report: Callable[[str], None],
-    jobs: int,
-    ray: str | None,
-) -> dict[Model, list[Key]]:
-    """Have on disk what is wanted of each model; return the key of each measurement."""
-    keys = _keys(study, root, wanted, samples)
-    tasks = _missing(study, root, context, samples, keys)
-    began = time.monotonic()
-    measured = each(_measure, [(task,) for task in tasks], jobs, cluster=ray, threads=study.threads)
-    for number, ((task,), seconds) in enumerate(measured, start=1):
-        left = (time.monotonic() - began) / number * (len(tasks) - number)
-        report(f"{task.folder}: measured in {seconds:.0f} s, {number} of {len(tasks)}, {left:.0f} s left")
-    if not tasks:
-        report(f"{root / LOSSES}: reused")
-    return keys
 
 
 def _keys(

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 
 from examples.order_study.data.records import with_variables
 from examples.order_study.errors import StudyError
-from examples.order_study.model import merged, trained
-from examples.order_study.settings import GivenBase, Study
+from examples.order_study.model import SOUP_CANDIDATE, Model, merged, trained
+from examples.order_study.settings import DERIVED_CONTROLS, SOUP, GivenBase, Study
 
 KEPT = 2  # states of a training to resume from: the newest may be torn, and then the one before is needed
 
@@ -52,7 +52,10 @@ def check_space(study: Study, root: Path, jobs: int) -> str:
     # After which steps, training decides; so many folders are needed anyway.
     states = range(study.checkpoints)
     subs = [model for model in trained(study, states) if not (root / model.folder).exists()]
-    merges = [model for model in merged(study, states) if not (root / model.folder).exists()]
+    derived = [Model("control", control=name) for name in DERIVED_CONTROLS if name in study.controls]
+    merges = [model for model in [*merged(study, states), *derived] if not (root / model.folder).exists()]
+    if any(model.control == SOUP for model in merges):
+        merges += [Model("control", control=SOUP_CANDIDATE, members=(order,)) for order in study.orders[1:]]
     training = sum(model.kind != "base" and model.step is None for model in subs)
     models = len(subs) + len(merges)
     told = f"{root}: {training} sub-models to train, {len(merges)} merges to make, {models} models to save in all"
