@@ -87,19 +87,26 @@ class Positions:
 
     Attributes:
         order: Name of the sub-model, such as "order-1".
-        first: [n] index of the batch of the first epoch in which the sample was, from 0.
-        last: [n] the same for the last epoch.
+        seen: [n, epochs] index of the batch, from 0 through the whole training, in which the sample was.
         batches: Batches in each epoch.
-        learning_rate: [n] the sum of the learning rates at which the sample was seen, in units of the highest one.
-        seen: [n, epochs] index of the batch of the whole training in which the sample was.
+        learning_rate: [n] the sum of the learning rates at which the sample was seen, in units of the highest one; None
+            where the training ended within its first epoch.
     """
 
     order: str
-    first: Integers
-    last: Integers
+    seen: Integers
     batches: int
     learning_rate: Floats | None = None
-    seen: Integers | None = None
+
+    @property
+    def first(self) -> Integers:
+        """[n] index of the batch of the first epoch in which the sample was, from 0."""
+        return self.seen[:, 0]
+
+    @property
+    def last(self) -> Integers:
+        """[n] the same for the last epoch."""
+        return self.seen[:, -1] % self.batches
 
 
 @dataclass(frozen=True)

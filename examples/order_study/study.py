@@ -102,11 +102,9 @@ def _positions(study: Study, seed: int, samples: int) -> Positions:
     rates = relative_rates(tuning, samples)
     return Positions(
         order=f"order-{seed}",
-        first=places[0],
-        last=places[-1],
+        seen=seen,
         batches=batches,
         learning_rate=None if len(rates) <= seen.max() else rates[seen].sum(axis=1),
-        seen=seen,
     )
 
 

@@ -63,7 +63,7 @@ def measured(study: Study = STUDY, slope: float = SLOPE, merge_gain: float = 0.0
             if model.step is not None:
                 add(model, later - merge_gain)
     positions = tuple(
-        Positions(f"order-{order}", batches[:, k], batches[:, orders + k], BATCHES)
+        Positions(f"order-{order}", np.stack([batches[:, k], BATCHES + batches[:, orders + k]], axis=1), BATCHES)
         for k, order in enumerate(study.orders)
     )
     counts = {"fine_tuning": PartCount(SAMPLES, 0), "held_out": PartCount(HELD_OUT, 3)}
@@ -306,10 +306,7 @@ def test_a_merge_that_is_worse_is_called_worse() -> None:
 
 
 def test_where_no_slope_can_be_told_the_report_says_so(measurements: Measurements) -> None:
-    one_batch = tuple(
-        dataclasses.replace(where, first=0 * where.first, last=0 * where.last, batches=1)
-        for where in measurements.positions
-    )
+    one_batch = tuple(dataclasses.replace(where, seen=0 * where.seen, batches=1) for where in measurements.positions)
     text = report.render(results.build(dataclasses.replace(measurements, positions=one_batch)))
     assert len(lines_with(text, "cannot be told")) == 2 * 5 + 4
     assert len(lines_with(text, "no trend can be told, as there are too few batches")) == 2

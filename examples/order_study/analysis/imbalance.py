@@ -85,9 +85,8 @@ def causes(measurements: Measurements) -> tuple[Cause, ...]:
     """
     singles, positions = measurements.final("sub-model"), measurements.positions
     rates = [where.learning_rate for where in positions if where.learning_rate is not None]
-    seen = [where.seen for where in positions if where.seen is not None]
     unmeasured = any(one.training is None for one in singles)
-    if unmeasured or len(singles) < 2 or not measurements.epochs or len(rates) < len(singles) or not seen:
+    if unmeasured or len(singles) < 2 or len(rates) < len(singles):
         return ()
     losses = np.stack([_per_token(one) for one in singles], axis=1)
     batches = positions[0].batches
@@ -95,7 +94,8 @@ def causes(measurements: Measurements) -> tuple[Cause, ...]:
     if measurements.epochs > 1:
         regressors["position in the last epoch"] = _scaled(np.stack([p.last for p in positions], axis=1), batches)
     regressors["learning rate when seen"] = np.stack(rates, axis=1)
-    clusters, confidence = np.concatenate(seen, axis=1), measurements.study.measuring.confidence
+    clusters = np.concatenate([where.seen for where in positions], axis=1)
+    confidence = measurements.study.measuring.confidence
     together = within_slopes(losses, list(regressors.values()), clusters, confidence)
     return tuple(
         Cause(what=what, alone=within_slope(losses, regressor, clusters, confidence), together=slope)

@@ -101,7 +101,7 @@ def train(
         args=_arguments(run, str(states.folder), len(samples)),
         samples=samples,
         data_collator=Aligned(shared_prefix(samples)) if run.shared_prefix else collator(tokenizer),
-        callbacks=[_Keeping(kept, save), states],
+        callbacks=[_Keeping(kept, save), states, _Progress(run.name)],
     )
     trainer.remove_callback(PrinterCallback)
     # No model is saved of a step that a resumed training does not come by.
@@ -157,14 +157,12 @@ def _arguments(run: Run, scratch: str, samples: int) -> TrainingArguments:
 
 
 class _OrderedTrainer(Trainer):
-    """A Trainer that takes its samples in the order of a seed, and tells how it gets on."""
+    """A Trainer that takes its samples in the order of a seed."""
 
     def __init__(self, run: Run, samples: list[Sample], **arguments: Any) -> None:
         self._run = run
         self._samples = samples
-        self._progress = _Progress(run.name)
         super().__init__(train_dataset=samples, **arguments)
-        self.add_callback(self._progress)
 
     def get_train_dataloader(self) -> DataLoader[Sample]:
         training = self._run.training
@@ -193,11 +191,6 @@ class _OrderedTrainer(Trainer):
         items = keywords.get("num_items_in_batch")  # of all pieces of the batch
         return total / (items if items is not None else (labels != NO_LOSS).sum())
 
-    def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        loss = super().training_step(*arguments, **keywords)
-        self._progress.losses.append(loss)
-        return loss
-
 
 class _Keeping(TrainerCallback):
     """Saves the model at the steps asked for."""
@@ -216,17 +209,20 @@ class _Progress(TrainerCallback):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.losses: list[torch.Tensor] = []  # of each piece of a batch; these add up to the batch's
+        self._losses: list[float] = []  # of the steps since the last line
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = self._told = time.monotonic()
-        self._first = self._last = state.global_step  # more than 0 where training is resumed
+        self._first = state.global_step  # more than 0 where training is resumed
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        if "loss" not in logs:  # a summary, after the last step
+            return
+        self._losses.append(logs["loss"])
         now, step = time.monotonic(), state.global_step
         if now - self._told < PAUSE:
             return
-        loss = float(torch.stack(self.losses).sum()) / (step - self._last)
+        loss = sum(self._losses) / len(self._losses)
         pace = (now - self._began) / (step - self._first)
         print(
             f"training {self._name}: step {step} of {state.max_steps}, loss {loss:.4f}, {pace:.2f} s a step, "
@@ -234,5 +230,5 @@ class _Progress(TrainerCallback):
             file=sys.stderr,
             flush=True,
         )
-        self._told, self._last = now, step
-        self.losses.clear()
+        self._told = now
+        self._losses.clear()
