@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from mergekit.options import MergeOptions
@@ -70,26 +71,17 @@ def check(
 
 
 def _in_order(merges: Mapping[str | None, MergeUnderCheck], findings: Findings) -> Sequence[str | None]:
-    """Return the merges' names, each after those that it needs, as mergekit-multi runs them."""
-    ordered: list[str | None] = []
-    open_: list[str | None] = []
-
-    def visit(name: str | None) -> None:
-        if name in ordered or name not in merges:
-            return
-        if name in open_:
-            circle = " needs ".join(str(n) for n in [*open_[open_.index(name) :], name])
-            findings.add(kinds.MERGES_CIRCULAR, f"{name}: models", circle)
-            return
-        open_.append(name)
-        for _, reference in references(merges[name].config):
-            visit(reference.model.path)
-        open_.pop()
-        ordered.append(name)
-
-    for name in merges:
-        visit(name)
-    return ordered
+    """Return the merges' names, each after those that it needs; as in the file where they need each other."""
+    needs = {
+        name: [one.model.path for _, one in references(merge.config) if one.model.path in merges]
+        for name, merge in merges.items()
+    }
+    try:
+        return list(TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        circle = error.args[1][::-1]
+        findings.add(kinds.MERGES_CIRCULAR, f"{circle[0]}: models", " needs ".join(map(str, circle)))
+        return list(merges)
 
 
 def _check(
