@@ -88,6 +88,8 @@ class _Pairs(Frozen):
     take: Count | None = None
     held_out_share: Fraction | None = None  # of the training records that were taken
     held_out_take: Count | None = None
+    # Of the records for validation. To take these from the training records, name those again and skip what is taken.
+    validation_skip: Skip = Field(default=0, exclude_if=unset)
     validation_take: Count | None = Field(default=None, exclude_if=unset)
     # Seed of a permutation of the records of each part, before any is skipped or taken; None: as they are in the file.
     shuffle: Annotated[int, Field(ge=0)] | None = Field(default=None, exclude_if=lambda value: value is None)

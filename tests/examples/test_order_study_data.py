@@ -191,6 +191,15 @@ def test_records_become_prompt_and_response(tmp_path: Path, train: Path, held_ou
     assert parts["held_out"] == [Example("Q: 100 + 1?\nA:", " 101")]
 
 
+def test_validation_may_be_of_the_training_records_that_are_not_taken(train: Path, held_out: Path) -> None:
+    chosen = {"shuffle": 3, "take": 12, "validation": str(train), "validation_skip": 12, "validation_take": 5}
+    parts = read_parts(given(pairs(train, held_out, **chosen)))
+    assert (len(parts["fine_tuning"]), len(parts["validation"])) == (12, 5)
+    assert not set(parts["fine_tuning"]) & set(parts["validation"])
+    everything = read_parts(given(pairs(train, held_out, shuffle=3)))["fine_tuning"]
+    assert [*parts["fine_tuning"], *parts["validation"]] == everything[:17]
+
+
 def test_a_share_is_held_out_by_content(tmp_path: Path) -> None:
     records = questions(400)
     train = write_lines(tmp_path / "a.jsonl", records)

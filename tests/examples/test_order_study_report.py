@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.order_study.analysis import figures, report, results
+from examples.order_study.analysis import figures, report, results, throws
 from examples.order_study.analysis.comparisons import SINGLE
 from examples.order_study.analysis.results import Results
 from examples.order_study.measured import Floats, Measured, Measurements, PartCount, Positions, SampleLosses
@@ -121,7 +121,7 @@ def test_report_and_figures_need_nothing_but_the_file(found: Results, tmp_path: 
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
-@pytest.mark.parametrize("name", ["quick", "gsm8k-small", "smollm2-clinc150/throw-1"])
+@pytest.mark.parametrize("name", ["quick", "gsm8k-small", "smollm2-clinc150/throw-1", "smollm2-clinc150/throw-2"])
 def test_the_committed_results_give_the_committed_report(name: str, tmp_path: Path) -> None:
     content = (DOCS / name / "results.json").read_text()
     found = Results.model_validate_json(content)
@@ -129,6 +129,14 @@ def test_the_committed_results_give_the_committed_report(name: str, tmp_path: Pa
     assert (tmp_path / "results.json").read_text() == content
     pictures = [f"figures/{path.name}" for path in figures.draw(found, tmp_path)]
     assert report.render(found, pictures) == (DOCS / name / "results.md").read_text()
+
+
+def test_the_committed_throws_give_the_committed_comparison() -> None:
+    folder = DOCS / "smollm2-clinc150"
+    found = [Results.model_validate_json((folder / f"throw-{k}" / "results.json").read_text()) for k in (1, 2)]
+    compared = throws.compare(found)
+    assert compared.model_dump_json(indent=1) + "\n" == (folder / "results.json").read_text()
+    assert throws.render(compared) == (folder / "results.md").read_text()
 
 
 def test_a_row_is_the_mean_over_its_models_weighed_by_tokens(measurements: Measurements, found: Results) -> None:

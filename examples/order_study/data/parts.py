@@ -75,7 +75,8 @@ def _pairs(data: JsonLines | HubDataset) -> dict[Part, Sequence[Example]]:
         examples = [one for one in examples if _position(one) < 1 - data.held_out_share]
     parts: dict[Part, Sequence[Example]] = {"fine_tuning": examples}
     if validation:
-        parts["validation"] = made(chosen(validation, 0, data.validation_take, "what is for validation"))
+        some = chosen(validation, data.validation_skip, data.validation_take, "what is for validation")
+        parts["validation"] = made(some)
     return {**parts, "held_out": chosen(aside, 0, data.held_out_take, "what is held out")}
 
 
