@@ -573,8 +573,8 @@ def test_a_line_tells_step_loss_pace_and_time_left(
     progress, state = Progress("order-1"), types.SimpleNamespace(global_step=0, max_steps=8)
     progress.on_train_begin(None, state, None)
     for state.global_step, loss in enumerate([5.0, 4.0, 3.0, 1.0], start=1):
-        progress.on_log(None, state, None, {"loss": loss})
-    progress.on_log(None, state, None, {"train_runtime": 60.0})
+        progress.on_log(None, state, None, logs={"loss": loss})
+    progress.on_log(None, state, None, logs={"train_runtime": 60.0})
     assert capsys.readouterr().err.splitlines() == [
         "training order-1: step 3 of 8, loss 4.0000, 10.00 s a step, 50 s left",
         "training order-1: step 4 of 8, loss 1.0000, 15.00 s a step, 60 s left",

@@ -215,7 +215,8 @@ class _Progress(TrainerCallback):
         self._began = self._told = time.monotonic()
         self._first = state.global_step  # more than 0 where training is resumed
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **passed: Any) -> None:
+        logs = passed["logs"]
         if "loss" not in logs:  # a summary, after the last step
             return
         self._losses.append(logs["loss"])
