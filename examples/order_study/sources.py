@@ -1,6 +1,8 @@
 """Where the samples of a study come from, as settings: text that CPython carries, files, or a data set of the hub."""
 
+import math
 import string
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -107,6 +109,28 @@ class _Pairs(Frozen):
             )
         return self
 
+    def _apart(self, train: str, held_out: str | None, validation: str | None) -> Self:
+        """Refuse records of one file or split that two parts would take."""
+        taken = {
+            "training": (train, self.skip, self.take),
+            "what is held out": (held_out, 0, self.held_out_take),
+            "validation": (validation, self.validation_skip, self.validation_take),
+        }
+        two_of_them = combinations(taken.items(), 2)
+        for (one, (source, start, count)), (other, (its_source, its_start, its_count)) in two_of_them:
+            first, end = max(start, its_start), min(_end(start, count), _end(its_start, its_count))
+            if source is not None and source == its_source and first < end:
+                raise ValueError(
+                    f"no record may serve both {one} and {other}, but both take record {first} of {source} (counted "
+                    "from 0, once shuffled): name another source, or change skip, take, held_out_take, validation_skip "
+                    "or validation_take"
+                )
+        return self
+
+
+def _end(start: int, count: int | None) -> float:
+    return math.inf if count is None else start + count
+
 
 class JsonLines(_Pairs):
     """Files of one JSON object per line; `${NAME}` in a path stands for an environment variable."""
@@ -117,8 +141,8 @@ class JsonLines(_Pairs):
     validation: Name | None = Field(default=None, exclude_if=unset)  # what the best sub-model and a soup are chosen on
 
     @model_validator(mode="after")
-    def _held_out_once(self) -> Self:
-        return self._one_of("held_out")
+    def _parts_are_apart(self) -> Self:
+        return self._one_of("held_out")._apart(self.train, self.held_out, self.validation)
 
 
 class HubDataset(_Pairs):
@@ -133,8 +157,8 @@ class HubDataset(_Pairs):
     validation_split: str | None = Field(default=None, exclude_if=unset)
 
     @model_validator(mode="after")
-    def _held_out_once(self) -> Self:
-        return self._one_of("held_out_split")
+    def _parts_are_apart(self) -> Self:
+        return self._one_of("held_out_split")._apart(self.train_split, self.held_out_split, self.validation_split)
 
 
 Data = Annotated[Text | JsonLines | HubDataset, Field(discriminator="source")]

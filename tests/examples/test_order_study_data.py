@@ -124,6 +124,20 @@ def test_a_written_study_reads_back(tmp_path: Path) -> None:
             "data: what is held out is named by held_out_split or drawn as held_out_share, got both: give one of them",
         ),
         (
+            "data: {source: jsonl, train: a, take: 4, held_out: b, validation: a, validation_skip: 3, "
+            "prompt: '{q}', response: '{a}'}",
+            "data: no record may serve both training and validation, but both take record 3 of a (counted from 0, once shuffled): ",
+        ),
+        (
+            "data: {source: jsonl, train: a, held_out: b, validation: b, held_out_take: 9, "
+            "prompt: '{q}', response: '{a}'}",
+            "data: no record may serve both what is held out and validation, but both take record 0 of b",
+        ),
+        (
+            "data: {source: datasets, id: a, held_out_split: train, prompt: '{q}', response: '{a}'}",
+            "data: no record may serve both training and what is held out, but both take record 0 of train",
+        ),
+        (
             "data: {source: jsonl, train: a, held_out: b, prompt: '{q', response: '{a}'}",
             "data.prompt: a template must be text with fields in braces, but '{q' cannot be read (",
         ),
