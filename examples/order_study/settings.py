@@ -235,7 +235,8 @@ class Study(Frozen):
     # What the merges are held against: stretch-1.1 is the average at 1.1 times its distance from the base; the others
     # stand at the top of this module.
     controls: tuple[Control, ...] = Field(default=(), exclude_if=unset)
-    # Models from elsewhere that are measured beside these: a name for the tables, and the folder of a checkpoint.
+    # Models from elsewhere that are measured beside these: a name for the tables, and the folder of a checkpoint. The
+    # first is what the rest of them is held against.
     others: dict[str, Name] = Field(default={}, exclude_if=unset)
     measuring: Measuring = Measuring()
 

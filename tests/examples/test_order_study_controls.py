@@ -1,6 +1,7 @@
 """What merges of several orders are held against, and several throws of one study; mergekit is a stand-in here."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -139,18 +140,37 @@ def test_every_control_has_a_row(config: Path, tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file()} == files
 
 
-def test_a_model_from_elsewhere_is_measured_beside_those_of_the_study(config: Path, tmp_path: Path) -> None:
+def test_models_from_elsewhere_are_measured_beside_those_of_the_study_and_against_the_first(
+    config: Path, tmp_path: Path
+) -> None:
     options = ["--throw", "1", "--set"]
     run(config, tmp_path / "one", *options, "controls=[]")
-    average = tmp_path / "one" / "throw-1" / "merges" / "average"
-    run(config, tmp_path / "one", *options, f"others={{other-average: {average}}}")
+    merges = tmp_path / "one" / "throw-1" / "merges"
+    others = {"other-average": str(merges / "average"), "other-selection": str(merges / "selection-seed-3")}
+    run(config, tmp_path / "one", *options, f"others={json.dumps(others)}")
     found = Results.model_validate_json((tmp_path / "one" / "throw-1" / "results.json").read_bytes())
     rows = {row.label: row for row in found.table}
     assert rows["other-average"].loss == rows["average"].loss
     assert rows["other-average"].distance == rows["average"].distance
-    assert "other-average" in {one.against for one in found.differences if one.row == "average"}
+    pairs = {(one.row, one.against): one.estimate for one in found.differences if one.measure == "loss"}
+    assert ("average", "other-average") in pairs
+    assert pairs["other-selection", "other-average"] == pytest.approx(
+        rows["other-selection"].loss - rows["average"].loss
+    )
+    assert not any(row == "other-average" for row, _ in pairs)
     with pytest.raises(StudyError, match="begins with other-, got 'mine': rename it"):
         load_study(config, ["others={mine: ./mine}"])
+
+
+def test_the_script_of_tasks_measures_merges_that_its_recipe_makes() -> None:
+    study = Path(__file__).resolve().parents[2] / "examples" / "order_study"
+    made = [stage["name"] for stage in yaml.safe_load_all((study / "tasks.yml").read_text(encoding="utf-8"))]
+    listed = re.search(r"for name in (.*?); do", (study / "tasks.sh").read_text(encoding="utf-8"), re.DOTALL)
+    assert listed
+    measured = listed[1].replace("\\", "").split()
+    stages = {"intents-average", "problems-average", "intents-selection", "problems-selection"}
+    assert sorted(made) == sorted({*measured, *stages})
+    assert measured == [name for name in made if name not in stages]
 
 
 def test_throws_are_run_one_by_one_and_set_beside_each_other(config: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_written_study_reads_back(tmp_path: Path) -> None:
         (
             "data: {source: jsonl, train: a, take: 4, held_out: b, validation: a, validation_skip: 3, "
             "prompt: '{q}', response: '{a}'}",
-            "data: no record may serve both training and validation, but both take record 3 of a (counted from 0, once shuffled): ",
+            "data: no record may serve both training and validation, but both take record 3 of a (counted from 0, once",
         ),
         (
             "data: {source: jsonl, train: a, held_out: b, validation: b, held_out_take: 9, "

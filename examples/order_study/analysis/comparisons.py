@@ -133,14 +133,19 @@ def differences(every: list[Group], measuring: Measuring) -> list[Difference]:
 
 
 def _pairs(every: list[Group]) -> list[tuple[Group, Group]]:
-    """The comparisons that are made: each merge against what is simpler than it, and against the controls."""
+    """The comparisons that are made: each merge against what is simpler than it, and against the controls.
+
+    Of the models from elsewhere, the first is what the rest of them is held against.
+    """
     simpler: dict[Kind, tuple[Kind, ...]] = {
         "average": ("sub-model", "control"),
         "selection": ("sub-model", "average", "control"),
         "resampling": ("sub-model", "average", "selection", "control"),
     }
+    elsewhere = [one for one in every if one.models[0].model.elsewhere is not None]
     return [
-        (one, other) for one in every for kind in simpler.get(one.kind, ()) for other in every if other.kind == kind
+        *((one, other) for one in every for kind in simpler.get(one.kind, ()) for other in every if other.kind == kind),
+        *((one, elsewhere[0]) for one in elsewhere[1:]),
     ]
 
 
