@@ -63,6 +63,20 @@ def average(models: Path) -> Tensors:
     return cast({name: stored(mean) for name, mean in means.items()}, torch.bfloat16)
 
 
+def stretched(models: Path) -> Tensors:
+    """What mergekit wrote, once it is the average's step from the base times 1.1 up to the rounding of bf16."""
+    base, *subs = (cast(tensors, torch.float64) for tensors in read_all(*(models / n for n in ["base", *ORDERS])))
+    written = expectation.read(models.parent / "out")
+    for name, tensor in cast(written, torch.float64).items():
+        start, value = opened(base[name]), opened(tensor)
+        steps = torch.stack([opened(sub[name]) for sub in subs]) - start
+        step = steps.mean(0)
+        rounding = 2**-8 * ((start + 1.1 * step).abs() + steps.abs().sum(0))
+        assert ((value - start - 1.1 * step).abs() <= rounding).all(), name
+        assert (value - start - step).norm() > 0.05 * step.norm(), name
+    return written
+
+
 def two_stages(models: Path) -> Tensors:
     """Both stages drawn by hand, then mergekit's `ties` of them."""
     by_hand = []
@@ -87,6 +101,7 @@ def adapters(models: Path) -> Tensors:
 
 EXPECTED: dict[str, Callable[[Path], Tensors]] = {
     "average.yml": average,
+    "stretched-average.yml": stretched,
     "select.yml": lambda models: drawn(models, ORDERS),
     "resample.yml": lambda models: drawn(models, ORDERS, resampled=True),
     "unequal-weights.yml": lambda models: drawn(models, ORDERS, weights=lambda _name: [1, 1, 2]),
@@ -120,6 +135,7 @@ def with_local_models(text: str) -> str:
 
 SAYS: dict[str, str] = {
     "average.yml": "mergekit's own `linear`, to compare with",
+    "stretched-average.yml": "mergekit's own `task_arithmetic`, to compare with",
     "lora.yml": "with the adapters that the commands in its comment make",
     "public-base.yml": "hub ids replaced by local models in the test",
 }
