@@ -121,7 +121,10 @@ def test_report_and_figures_need_nothing_but_the_file(found: Results, tmp_path: 
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
-@pytest.mark.parametrize("name", ["quick", "gsm8k-small", "smollm2-clinc150/throw-1", "smollm2-clinc150/throw-2"])
+THROWN = ["smollm2-clinc150", "smollm2-gsm8k"]
+
+
+@pytest.mark.parametrize("name", ["quick", "gsm8k-small", *(f"{name}/throw-{k}" for name in THROWN for k in (1, 2))])
 def test_the_committed_results_give_the_committed_report(name: str, tmp_path: Path) -> None:
     content = (DOCS / name / "results.json").read_text()
     found = Results.model_validate_json(content)
@@ -131,8 +134,9 @@ def test_the_committed_results_give_the_committed_report(name: str, tmp_path: Pa
     assert report.render(found, pictures) == (DOCS / name / "results.md").read_text()
 
 
-def test_the_committed_throws_give_the_committed_comparison() -> None:
-    folder = DOCS / "smollm2-clinc150"
+@pytest.mark.parametrize("name", THROWN)
+def test_the_committed_throws_give_the_committed_comparison(name: str) -> None:
+    folder = DOCS / name
     found = [Results.model_validate_json((folder / f"throw-{k}" / "results.json").read_text()) for k in (1, 2)]
     compared = throws.compare(found)
     assert compared.model_dump_json(indent=1) + "\n" == (folder / "results.json").read_text()
