@@ -71,8 +71,9 @@ def stretched(models: Path) -> Tensors:
         start, value = opened(base[name]), opened(tensor)
         steps = torch.stack([opened(sub[name]) for sub in subs]) - start
         step = steps.mean(0)
-        rounding = 2**-8 * ((start + 1.1 * step).abs() + steps.abs().sum(0))
-        assert ((value - start - 1.1 * step).abs() <= rounding).all(), name
+        wanted = start + 1.1 * step
+        rounding = 2**-8 * (wanted.abs() + steps.abs().sum(0))
+        assert ((value - wanted).abs() <= rounding).all(), name
         assert (value - start - step).norm() > 0.05 * step.norm(), name
     return written
 
