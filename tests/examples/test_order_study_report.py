@@ -214,6 +214,23 @@ def test_planted_differences_and_slopes_are_found(found: Results) -> None:
     assert [order.order for order in first.orders] == ["order-1", "order-2", "order-3"]
 
 
+def test_position_is_told_from_the_learning_rate(measurements: Measurements) -> None:
+    rates = np.cos(np.linspace(0, np.pi / 2, STEPS))
+    positions = tuple(
+        dataclasses.replace(where, learning_rate=rates[where.seen].sum(axis=1)) for where in measurements.positions
+    )
+    found = results.build(dataclasses.replace(measurements, positions=positions))
+    causes = {cause.what: cause for cause in found.causes}
+    first, last = causes["position in the first epoch"], causes["position in the last epoch"]
+    assert [first.alone, last.alone] == [trend.within for trend in found.trends]  # one slope, one interval
+    assert first.together is not None
+    assert first.together.low <= SLOPE <= first.together.high < 0
+    rate = causes["learning rate when seen"]
+    assert rate.together is not None
+    assert rate.together.low <= 0 <= rate.together.high
+    assert "| learning rate when seen |" in report.render(found)
+
+
 def test_identical_merges_differ_by_exactly_nothing(measurements: Measurements) -> None:
     null = results.build(like_average(measurements))
     differences = [d for d in null.differences if d.against in (AVERAGE, SELECTION)]

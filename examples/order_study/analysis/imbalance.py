@@ -89,17 +89,17 @@ def causes(measurements: Measurements) -> tuple[Cause, ...]:
     if unmeasured or len(singles) < 2 or len(rates) < len(singles):
         return ()
     losses = np.stack([_per_token(one) for one in singles], axis=1)
-    batches = positions[0].batches
-    regressors = {"position in the first epoch": _scaled(np.stack([p.first for p in positions], axis=1), batches)}
+    seen = np.concatenate([where.seen for where in positions], axis=1)
+    # What each is, with the batches whose samples may have errors in common: of a position, as in `Trend.within`.
+    regressors = {"position in the first epoch": _regressor([where.first for where in positions], positions)}
     if measurements.epochs > 1:
-        regressors["position in the last epoch"] = _scaled(np.stack([p.last for p in positions], axis=1), batches)
-    regressors["learning rate when seen"] = np.stack(rates, axis=1)
-    clusters = np.concatenate([where.seen for where in positions], axis=1)
+        regressors["position in the last epoch"] = _regressor([where.last for where in positions], positions)
+    regressors["learning rate when seen"] = np.stack(rates, axis=1), seen
     confidence = measurements.study.measuring.confidence
-    together = within_slopes(losses, list(regressors.values()), clusters, confidence)
+    together = within_slopes(losses, [values for values, _ in regressors.values()], seen, confidence)
     return tuple(
-        Cause(what=what, alone=within_slope(losses, regressor, clusters, confidence), together=slope)
-        for (what, regressor), slope in zip(regressors.items(), together, strict=True)
+        Cause(what=what, alone=within_slope(losses, values, batches, confidence), together=slope)
+        for (what, (values, batches)), slope in zip(regressors.items(), together, strict=True)
     )
 
 
@@ -157,6 +157,12 @@ def _trend(
         within=within_slope(losses, positions, batches, confidence) if several else None,
         within_bins=binned_means(against_others(losses), positions, bins, confidence) if several else (),
     )
+
+
+def _regressor(batches: Sequence[Integers], orders: tuple[Positions, ...]) -> tuple[Floats, Integers]:
+    """[n, K] positions of samples in an epoch, and the indices of their batches."""
+    clusters = np.stack(batches, axis=1)
+    return _scaled(clusters, orders[0].batches), clusters
 
 
 def _scaled(batches: Integers, count: int) -> Floats:
