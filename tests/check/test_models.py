@@ -23,7 +23,7 @@ from tests.support.checkpoints import (
     tensors_of,
 )
 from tests.support.models import Family
-from tests.support.recipes import SELECTION, merge, recipe
+from tests.support.recipes import RESAMPLING, SELECTION, merge, recipe
 
 CASES = Cases()
 
@@ -103,6 +103,43 @@ def test_a_link_to_the_same_file(llamas: Family, tmp_path: Path) -> None:
     (tmp_path / "copy").symlink_to(llamas.subs[0])
     report = checked(tmp_path, recipe(SELECTION, llamas.base, [llamas.subs[0], tmp_path / "copy"]))
     assert only(report, "same-file").place == "models[1].model"
+
+
+def test_a_selection_of_a_selection_needs_a_seed_of_its_own(llamas: Family, tmp_path: Path) -> None:
+    first, second, third = llamas.subs[:3]
+    stage = merge(recipe(SELECTION, llamas.base, [first, second]), tmp_path / "stage")
+    seeds = {"left out": {}, "repeated": {"seed": 0}, "another": {"seed": 1}}
+    shares = {}
+    for name, parameters in seeds.items():
+        config = recipe(SELECTION, llamas.base, [third, stage], parameters=parameters)
+        report = checked(tmp_path, config)
+        if name == "another":
+            assert "seed-repeats" not in kinds(report)
+        else:
+            assert only(report, "seed-repeats").place == "models[1].model"
+            assert report.passes()
+        out, one, two, three = map(tensors_of, (merge(config, tmp_path / name), first, second, third))
+        told = [(one[key] != two[key]) & (one[key] != three[key]) for key in out]  # where a value of one is no other's
+        taken = [(out[key] == one[key])[where] for key, where in zip(out, told, strict=True)]
+        shares[name] = float(torch.cat(taken).float().mean())
+    # With one seed, the stage is taken as the second of two only where it has taken the second of its own two.
+    assert shares["left out"] == shares["repeated"] == 0
+    assert shares["another"] == pytest.approx(1 / 4, abs=0.02)
+
+
+def test_the_seeds_of_stages_are_compared_before_there_is_an_output(llamas: Family, tmp_path: Path) -> None:
+    stage = recipe(SELECTION, llamas.base, llamas.subs[:2], name="stage", parameters={"seed": 3})
+    last = recipe(RESAMPLING, llamas.base, ["stage", llamas.subs[2]], parameters={"seed": 3})
+    assert only(checked(tmp_path, [stage, last]), "seed-repeats").value == "stage"
+    for other in (last | {"parameters": {"seed": 4}}, last | {"merge_method": "linear", "parameters": {"weight": 1}}):
+        assert "seed-repeats" not in kinds(checked(tmp_path, [stage, other]))
+
+
+def test_what_is_no_recipe_in_a_models_folder_is_passed_over(llamas: Family, tmp_path: Path) -> None:
+    folder = copied(llamas.subs[0], tmp_path / "sub")
+    for text in ("merge_method: [", "merge_method: 3\n", "- 1\n", "merge_method: parameter_selection\nmodels: 7\n"):
+        (folder / "mergekit_config.yml").write_text(text)
+        assert kinds(checked(tmp_path, recipe(SELECTION, llamas.base, [folder, llamas.subs[1]]))) == []
 
 
 def test_pickles_are_reported_and_never_executed(llamas: Family, tmp_path: Path) -> None:

@@ -45,10 +45,15 @@ def commands(file: Path, label: str) -> list[list[str]]:
 
 
 def drawn(
-    models: Path, names: list[str], *, resampled: bool = False, weights: expectation.Weights | None = None
+    models: Path,
+    names: list[str],
+    *,
+    resampled: bool = False,
+    weights: expectation.Weights | None = None,
+    seed: int = 0,
 ) -> Tensors:
     base, *subs = read_all(models / "base", *(models / name for name in names))
-    return expectation.expected(subs, base if resampled else None, weights=weights)
+    return expectation.expected(subs, base if resampled else None, weights=weights, seed=seed)
 
 
 def layer_of(name: str) -> int:
@@ -81,8 +86,8 @@ def stretched(models: Path) -> Tensors:
 def two_stages(models: Path) -> Tensors:
     """Both stages drawn by hand, then mergekit's `ties` of them."""
     by_hand = []
-    for name, runs in {"first-task": ORDERS[:2], "second-task": ORDERS[1:]}.items():
-        tensors = drawn(models, runs)
+    for seed, (name, runs) in enumerate({"first-task": ORDERS[:2], "second-task": ORDERS[1:]}.items()):
+        tensors = drawn(models, runs, seed=seed)
         expectation.assert_same(expectation.read(models / "stages" / name), tensors)
         by_hand.append(filled(models / "base", models / f"by-hand-{name}", tensors))
     settings = [{"weight": 1.0, "density": 0.5}] * 2

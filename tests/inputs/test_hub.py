@@ -19,6 +19,7 @@ def test_hub_models_are_checked_without_their_weights(llamas: Family, tmp_path: 
         tensors["ballast"] = torch.zeros(4_000_000)  # so that a download would show
 
     folders = {f"team/{name}": copied(llamas.base, tmp_path / name, ballast) for name in ("base", "other")}
+    written(folders["team/other"] / "mergekit_config.yml", recipe(SELECTION, "team/base", ["team/one", "team/two"]))
     absent = written(tmp_path / "absent.yml", recipe(SELECTION, "team/base", ["team/other", "team/absent"]))
     there = written(tmp_path / "there.yml", recipe(SELECTION, "team/base", ["team/other"]))
     with serving(folders) as hub:
@@ -36,6 +37,7 @@ def test_hub_models_are_checked_without_their_weights(llamas: Family, tmp_path: 
     kinds = [finding["kind"] for finding in good["findings"]]
     assert kinds.count("hub-id-not-pinned") == 2
     assert "same-file" not in kinds
+    assert "seed-repeats" in kinds
     assert good["costs"][0]["tensors"] == 30
     assert sum(hub.sent.values()) < 1_000_000
     assert hub.sent["model.safetensors"] < 500_000

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergekit.config import MergeConfiguration
+
 from mergekit_select import kinds
 from mergekit_select.check.merge import MergeUnderCheck, Model
 from mergekit_select.errors import UnreadableError, one_line
@@ -15,7 +17,9 @@ from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file
 from mergekit_select.inputs.checkpoint import Checkpoint
 from mergekit_select.inputs.files import TOKENIZER_FILES
+from mergekit_select.inputs.recipe import left_recipe
 from mergekit_select.inputs.references import donor
+from mergekit_select.methods import OWN
 from mergekit_select.planner.plan import Plan
 
 # Names of the scales and packed weights that quantised checkpoints hold.
@@ -33,6 +37,7 @@ def check_models(merge: MergeUnderCheck) -> None:
         _quantised(model, merge.findings)
     _same_files(merge.merged, merge.findings)
     _ties(merge.merged, merge.findings)
+    _seeds(merge)
 
 
 def _quantised(model: Model, findings: Findings) -> None:
@@ -61,6 +66,22 @@ def _ties(models: Sequence[Model], findings: Findings) -> None:
     untied = [model for model in models if not model.checkpoint.tied]
     if tied and untied:
         findings.add(kinds.TIES_DIFFER, "models", f"tied in {some(tied)}; untied in {some(untied)}")
+
+
+def _seeds(merge: MergeUnderCheck) -> None:
+    seed = _seed(merge.config)
+    if seed is None:
+        return
+    for model in merge.merged:
+        made_by = left_recipe(model.checkpoint.folder)
+        if model.reference != merge.config.base_model and made_by is not None and _seed(made_by) == seed:
+            merge.findings.add(kinds.SEED_REPEATS, model.places[0], model, seed=seed)
+
+
+def _seed(config: MergeConfiguration) -> int | None:
+    """The seed that a selection draws with; None for other methods, and for what is no seed."""
+    seed = (config.parameters or {}).get("seed", 0)
+    return seed if config.merge_method in OWN and type(seed) is int else None
 
 
 def check_donor(merge: MergeUnderCheck) -> None:

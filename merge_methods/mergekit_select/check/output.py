@@ -12,7 +12,7 @@ from mergekit_select import kinds
 from mergekit_select.check.merge import DescribedTensor, MergeUnderCheck
 from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.checkpoint import Checkpoint
-from mergekit_select.inputs.files import INDEXES, TOKENIZER_FILES, TRANSFORMERS_LOADS, WEIGHTS, read_json
+from mergekit_select.inputs.files import INDEXES, RECIPE, TOKENIZER_FILES, TRANSFORMERS_LOADS, WEIGHTS, read_json
 from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.planner.plan import Plan
 from mergekit_select.planner.writing import filled
@@ -90,5 +90,6 @@ def described_output(
     for file in TOKENIZER_FILES:
         if (merge.donor.checkpoint.folder / file).exists():
             (folder / file).write_bytes((merge.donor.checkpoint.folder / file).read_bytes())
+    (folder / RECIPE).write_text(merge.config.to_yaml(), encoding="utf-8")
     tensors = {tensor.name: tensor.tensor for tensor in written}
     return Checkpoint(merge.name, folder, read_json(folder / "config.json"), tensors, frozenset(), plain=False)

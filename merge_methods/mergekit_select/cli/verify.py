@@ -68,10 +68,10 @@ def command(
     Exit codes: 0 the same, 1 not the same or unfinished, 2 usage, or something cannot be read.
     """
     from mergekit_select.findings import Severity
+    from mergekit_select.inputs.files import RECIPE
     from mergekit_select.provenance import compared, lock, obtained, read_text, record, require_unchanged
     from mergekit_select.provenance.signing import signature_findings
     from mergekit_select.verification import verify
-    from mergekit_select.verification.output import RECIPE
     from mergekit_select.verification.text import as_data, render
 
     silence_libraries()

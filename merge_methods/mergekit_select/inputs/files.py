@@ -12,6 +12,8 @@ from typing import Any
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file, require_inside, require_regular_files
 
+RECIPE = "mergekit_config.yml"  # what mergekit calls the recipe that it leaves in the folder of a merge
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -31,7 +31,7 @@ from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import UnusableModelError, some
 from mergekit_select.inputs.checkpoint import Checkpoint, StoredTensor, stored_tensor
 from mergekit_select.inputs.digests import Digests, File, by_path, folder_files, hidden
-from mergekit_select.inputs.files import INDEXES, TOKENIZER_FILES, read_json
+from mergekit_select.inputs.files import INDEXES, RECIPE, TOKENIZER_FILES, read_json
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10  # seconds that the hub may take for one answer
@@ -64,7 +64,7 @@ def read_hub_model(repository: str, revision: str | None, folder: Path, cache: s
     Args:
         repository: owner/name.
         revision: Branch, tag or commit.
-        folder: An empty folder that receives config, tokenizer files and an index of tensor names.
+        folder: An empty folder that receives config, tokenizer files, a merge's recipe, and an index of tensor names.
         cache: Folder for the small files, as mergekit's --transformers-cache.
 
     Raises:
@@ -188,7 +188,7 @@ def _read(repository: str, revision: str | None, folder: Path, cache: str | None
     if "config.json" not in files:
         kind = kinds.HUB_GGUF_WITHOUT_CONFIG if gguf else kinds.HUB_WITHOUT_CONFIG
         raise UnusableModelError(kind, files=some(files))
-    for file in {"config.json", *TOKENIZER_FILES} & set(files):
+    for file in {"config.json", RECIPE, *TOKENIZER_FILES} & set(files):
         shutil.copy(hf_hub_download(repository, file, revision=commit, cache_dir=cache), folder / file)
     tensors = None
     if fnmatch.filter(files, "*.safetensors"):

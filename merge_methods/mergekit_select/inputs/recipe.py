@@ -12,6 +12,7 @@ from mergekit.config import MergeConfiguration
 
 from mergekit_select.errors import RecipeError, UnreadableError, one_line
 from mergekit_select.inputs.bounds import MOST_RECIPE_BYTES, BoundError, compose_yaml, construct, read_file
+from mergekit_select.inputs.files import RECIPE
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,14 @@ def parse_recipe(text: str, path: str) -> MergeConfiguration:
             f"{path} must hold one merge, and holds {len(recipes)}; give one of them in a file of its own"
         )
     return validated(recipes[0], path)
+
+
+def left_recipe(folder: Path) -> MergeConfiguration | None:
+    """Return the recipe that mergekit left in the folder of a merge; None where there is none that it would read."""
+    try:
+        return read_recipe(folder / RECIPE)
+    except RecipeError:
+        return None
 
 
 def validated(recipe: Recipe, path: str) -> MergeConfiguration:

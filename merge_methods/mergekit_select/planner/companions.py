@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mergekit.card import generate_card
 
+from mergekit_select.inputs.files import RECIPE
 from mergekit_select.planner.engine import Engine, at
 from mergekit_select.planner.internals import resize_vocabulary, stored_config, write_companions
 
@@ -36,7 +37,7 @@ def finish_folder(engine: Engine, folder: Path, name: str, recipe: str) -> None:
         if options.write_model_card:
             card = generate_card(config=config, config_yaml=recipe, name=name)
             (folder / "README.md").write_text(card, encoding="utf-8")
-            (folder / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
+            (folder / RECIPE).write_text(recipe, encoding="utf-8")
         failure = write_companions(config, plan.architecture, options, tokenizer, folder)
         if isinstance(failure, OSError) and failure.errno is not None:  # of the system, such as a full disk
             raise failure

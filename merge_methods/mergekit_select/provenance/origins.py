@@ -17,6 +17,7 @@ from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError
 from mergekit_select.findings import Findings, UnusableModelError
 from mergekit_select.inputs.digests import Digests, folder_files
+from mergekit_select.inputs.files import RECIPE
 from mergekit_select.inputs.hub import hub_errors, offline, read_revision
 from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_definition
@@ -25,7 +26,6 @@ from mergekit_select.provenance.parents import Parent
 from mergekit_select.provenance.recording import changes, read_record, versions
 from mergekit_select.provenance.sources import obtained
 from mergekit_select.provenance.statement import MOST_BYTES, BuildDefinition, Statement, TensorTable
-from mergekit_select.verification.output import RECIPE
 
 _DOWNLOAD_RATE = 50e6  # bytes a second, for the estimate: a good line to a hub
 _MERGE_RATE = 300e6  # bytes read and written a second, for the estimate: an ordinary disk

@@ -12,10 +12,10 @@ from mergekit.options import MergeOptions
 from mergekit_select.errors import UnreadableError
 from mergekit_select.findings import Findings
 from mergekit_select.inputs.digests import Digests
+from mergekit_select.inputs.files import RECIPE
 from mergekit_select.inputs.hub import hub_errors, is_hub_id
 from mergekit_select.provenance.locking import recorded_options
 from mergekit_select.provenance.recording import changes, pins, read_record
-from mergekit_select.verification.output import RECIPE
 
 
 def obtained(out: str, options: MergeOptions, patterns: list[str] | None = None) -> Path:

@@ -17,9 +17,15 @@ from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Finding, Findings
 from mergekit_select.inputs.bounds import require_regular_files
 from mergekit_select.inputs.checkpoint import read_header
-from mergekit_select.inputs.files import INDEXES, TRANSFORMERS_LOADS, WEIGHTS, first_loaded, read_json, read_weight_map
-
-RECIPE = "mergekit_config.yml"
+from mergekit_select.inputs.files import (
+    INDEXES,
+    RECIPE,
+    TRANSFORMERS_LOADS,
+    WEIGHTS,
+    first_loaded,
+    read_json,
+    read_weight_map,
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mergekit.options import MergeOptions
 from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Finding, Findings, finding
-from mergekit_select.inputs.files import state
+from mergekit_select.inputs.files import RECIPE, state
 from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.inputs.recipe import read_recipe
 from mergekit_select.inputs.references import donor, references, relocated
@@ -28,7 +28,7 @@ from mergekit_select.planner.vocabulary import tokenizer_source
 from mergekit_select.verification.companions import companion_problems
 from mergekit_select.verification.comparison import Compared, Comparison, Difference, compared
 from mergekit_select.verification.config import config_problems
-from mergekit_select.verification.output import RECIPE, Output, open_output
+from mergekit_select.verification.output import Output, open_output
 
 
 @dataclass(frozen=True)
