@@ -164,13 +164,18 @@ def test_models_from_elsewhere_are_measured_beside_those_of_the_study_and_agains
 
 def test_the_script_of_tasks_measures_merges_that_its_recipe_makes() -> None:
     study = Path(__file__).resolve().parents[2] / "examples" / "order_study"
-    made = [stage["name"] for stage in yaml.safe_load_all((study / "tasks.yml").read_text(encoding="utf-8"))]
+    by_name = {stage["name"]: stage for stage in yaml.safe_load_all((study / "tasks.yml").read_text(encoding="utf-8"))}
+    made = list(by_name)
     listed = re.search(r"for name in (.*?); do", (study / "tasks.sh").read_text(encoding="utf-8"), re.DOTALL)
     assert listed
     measured = listed[1].replace("\\", "").split()
     stages = {"intents-average", "problems-average", "intents-selection", "problems-selection"}
     assert sorted(made) == sorted({*measured, *stages})
     assert measured == [name for name in made if name not in stages]
+    for stage in by_name.values():  # selections that build on each other draw with different seeds
+        earlier = [by_name[entry["model"]] for entry in stage["models"] if entry["model"] in by_name]
+        seeds = [one["parameters"]["seed"] for one in (stage, *earlier) if "seed" in one.get("parameters", {})]
+        assert len(set(seeds)) == len(seeds), stage["name"]
 
 
 def test_throws_are_run_one_by_one_and_set_beside_each_other(config: Path, tmp_path: Path) -> None:
