@@ -44,7 +44,8 @@ def command(
 ) -> None:
     """Would the merge of RECIPE into OUT work, before anything is downloaded or read?
 
-    Reads config.json, tokenizer files, safetensors headers and indexes only. RECIPE may be of mergekit-multi.
+    Reads config.json, tokenizer files, the recipe that a merge left, safetensors headers and indexes only. RECIPE may
+    be of mergekit-multi.
 
     Exit codes: 0 it would (warnings allowed), 1 it would not, 2 RECIPE cannot be read.
     """
