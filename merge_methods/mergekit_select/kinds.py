@@ -103,8 +103,8 @@ SAME_FILE = _warning("same-file",
     "sub-models should differ, and this is the same file as {other} ({place})",
     "give another model, or a higher weight if that is intended")
 SEED_REPEATS = _warning("seed-repeats",
-    "selections that build on each other must have different seeds; a selection with seed {seed} made this model, and "
-    "another with that seed draws alike, so that some of this model's own sub-models are hardly ever taken",
+    "selections that build on each other must have different seeds: one with seed {seed} made this model, both draw "
+    "alike, and some of its own sub-models are hardly ever taken",
     "give this merge another seed")
 LOCAL_PATH_LIKE_HUB_ID = _warning("local-path-like-hub-id",
     "a local path must begin with ./ or / for mergekit not to ask the hub about it when it writes the model card; "
