@@ -33,7 +33,7 @@ def check(
 ) -> Report:
     """Say whether a recipe would merge, what is wrong with it, and what the merge will take.
 
-    Reads config.json, tokenizer files, recipes that merges left, and headers and indexes; of hub models the same through
+    Reads config.json, tokenizer files, recipes that merges left, headers and indexes; of hub models the same through
     metadata calls. mergekit plans with the descriptions read here. A merge in another thread of this process waits
     until they are planned.
 
