@@ -78,29 +78,33 @@ def trends(measurements: Measurements) -> tuple[Trend, ...]:
     return tuple(result)
 
 
-def causes(measurements: Measurements) -> tuple[Cause, ...]:
+def causes(measurements: Measurements, found: Sequence[Trend]) -> tuple[Cause, ...]:
     """Position against learning rate: each alone, and all together, so that what the others explain is allowed for.
 
     After one epoch without warm-up learning rate and position go nearly together, and can hardly be told apart.
+
+    Args:
+        measurements: What was measured.
+        found: The trends in it, which have the slopes on positions alone.
     """
     singles, positions = measurements.final("sub-model"), measurements.positions
     rates = [where.learning_rate for where in positions if where.learning_rate is not None]
-    unmeasured = any(one.training is None for one in singles)
-    if unmeasured or len(singles) < 2 or len(rates) < len(singles):
+    if not found or len(singles) < 2 or len(rates) < len(singles):
         return ()
     losses = np.stack([_per_token(one) for one in singles], axis=1)
-    seen = np.concatenate([where.seen for where in positions], axis=1)
-    # What each is, with the batches whose samples may have errors in common: of a position, as in `Trend.within`.
-    regressors = {"position in the first epoch": _regressor([where.first for where in positions], positions)}
-    if measurements.epochs > 1:
-        regressors["position in the last epoch"] = _regressor([where.last for where in positions], positions)
-    regressors["learning rate when seen"] = np.stack(rates, axis=1), seen
     confidence = measurements.study.measuring.confidence
-    together = within_slopes(losses, [values for values, _ in regressors.values()], seen, confidence)
-    return tuple(
-        Cause(what=what, alone=within_slope(losses, values, batches, confidence), together=slope)
-        for (what, (values, batches)), slope in zip(regressors.items(), together, strict=True)
-    )
+    seen = np.concatenate([where.seen for where in positions], axis=1)
+    rate = np.stack(rates, axis=1)
+    whats, alone, regressors = [], [], []
+    for trend in found:
+        batches = np.stack([p.first if trend.epoch == "first" else p.last for p in positions], axis=1)
+        whats.append(f"position in the {trend.epoch} epoch")
+        alone.append(trend.within)
+        regressors.append(_scaled(batches, positions[0].batches))
+    whats.append("learning rate when seen")
+    alone.append(within_slope(losses, rate, seen, confidence))
+    together = within_slopes(losses, [*regressors, rate], seen, confidence)
+    return tuple(Cause(what=w, alone=a, together=t) for w, a, t in zip(whats, alone, together, strict=True))
 
 
 def anchor(measurements: Measurements) -> Anchor | None:
@@ -157,12 +161,6 @@ def _trend(
         within=within_slope(losses, positions, batches, confidence) if several else None,
         within_bins=binned_means(against_others(losses), positions, bins, confidence) if several else (),
     )
-
-
-def _regressor(batches: Sequence[Integers], orders: tuple[Positions, ...]) -> tuple[Floats, Integers]:
-    """[n, K] positions of samples in an epoch, and the indices of their batches."""
-    clusters = np.stack(batches, axis=1)
-    return _scaled(clusters, orders[0].batches), clusters
 
 
 def _scaled(batches: Integers, count: int) -> Floats:

@@ -58,6 +58,7 @@ def build(measurements: Measurements) -> Results:
     """Work out all results; the same measurements give the same ones."""
     every = groups(measurements)
     first = measurements.final("sub-model")[0]
+    found = trends(measurements)
     return Results(
         study=measurements.study,
         counts=dict(measurements.counts),
@@ -70,8 +71,8 @@ def build(measurements: Measurements) -> Results:
         models=tuple(_model(one) for one in measurements.models),
         table=tuple(group.row() for group in every),
         differences=tuple(differences(every, measurements.study.measuring)),
-        trends=trends(measurements),
-        causes=causes(measurements),
+        trends=found,
+        causes=causes(measurements, found),
         anchor=anchor(measurements),
         along_steps=_along_steps(measurements),
     )

@@ -73,8 +73,10 @@ def _seeds(merge: MergeUnderCheck) -> None:
     if seed is None:
         return
     for model in merge.merged:
+        if model.reference == merge.config.base_model:  # never drawn
+            continue
         made_by = left_recipe(model.checkpoint.folder)
-        if model.reference != merge.config.base_model and made_by is not None and _seed(made_by) == seed:
+        if made_by is not None and _seed(made_by) == seed:
             merge.findings.add(kinds.SEED_REPEATS, model.places[0], model, seed=seed)
 
 
