@@ -232,6 +232,20 @@ def test_position_is_told_from_the_learning_rate(measurements: Measurements) -> 
     assert "| learning rate when seen |" in report.render(found)
 
 
+def test_a_constant_learning_rate_leaves_position_alone(measurements: Measurements) -> None:
+    positions = tuple(
+        dataclasses.replace(where, learning_rate=np.full(len(where.seen), float(where.seen.shape[1])))
+        for where in measurements.positions
+    )
+    found = results.build(dataclasses.replace(measurements, positions=positions))
+    assert [cause.what for cause in found.causes] == ["position in the first epoch", "position in the last epoch"]
+    assert found.causes[0].together is not None
+    assert found.causes[0].together.low <= SLOPE <= found.causes[0].together.high < 0
+    written = report.render(found)
+    assert "the learning rate was constant, and so the same for all samples" in written
+    assert "learning rate when seen" not in written
+
+
 def test_identical_merges_differ_by_exactly_nothing(measurements: Measurements) -> None:
     null = results.build(like_average(measurements))
     differences = [d for d in null.differences if d.against in (AVERAGE, SELECTION)]

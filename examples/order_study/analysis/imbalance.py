@@ -19,6 +19,8 @@ from examples.order_study.model import Kind, drawn
 from examples.order_study.settings import Measuring
 from examples.order_study.sources import Frozen
 
+RATE = "learning rate when seen"  # the cause beside position
+
 
 class OrderTrend(Frozen):
     """Loss over position under one order, the samples as they are."""
@@ -81,7 +83,8 @@ def trends(measurements: Measurements) -> tuple[Trend, ...]:
 def causes(measurements: Measurements, found: Sequence[Trend]) -> tuple[Cause, ...]:
     """Position against learning rate: each alone, and all together, so that what the others explain is allowed for.
 
-    After one epoch without warm-up learning rate and position go nearly together, and can hardly be told apart.
+    After one epoch without warm-up learning rate and position go nearly together, and can hardly be told apart. A
+    learning rate that is constant is the same for all samples, explains nothing, and is left out.
 
     Args:
         measurements: What was measured.
@@ -101,9 +104,11 @@ def causes(measurements: Measurements, found: Sequence[Trend]) -> tuple[Cause, .
         whats.append(f"position in the {trend.epoch} epoch")
         alone.append(trend.within)
         regressors.append(_scaled(batches, positions[0].batches))
-    whats.append("learning rate when seen")
-    alone.append(within_slope(losses, rate, seen, confidence))
-    together = within_slopes(losses, [*regressors, rate], seen, confidence)
+    if np.ptp(rate, axis=1).any():
+        whats.append(RATE)
+        alone.append(within_slope(losses, rate, seen, confidence))
+        regressors.append(rate)
+    together = within_slopes(losses, regressors, seen, confidence)
     return tuple(Cause(what=w, alone=a, together=t) for w, a, t in zip(whats, alone, together, strict=True))
 
 

@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from examples.order_study.analysis.comparisons import Difference
 from examples.order_study.analysis.describe import settings_rows
-from examples.order_study.analysis.imbalance import Trend
+from examples.order_study.analysis.imbalance import RATE, Trend
 from examples.order_study.analysis.markdown import percent, probability, signed, table
 from examples.order_study.analysis.results import Results
 from examples.order_study.analysis.slopes import Slope
@@ -157,9 +157,13 @@ def _causes(results: Results) -> str:
     rows = [(cause.what, *_slope(cause.alone)[:3], *_slope(cause.together)[:3]) for cause in results.causes]
     level = f"{results.study.measuring.confidence:.0%} interval"
     head = ("of training loss on", "alone", level, "p", "together", level, "p")
+    over = "over the length of an epoch"
+    if any(cause.what == RATE for cause in results.causes):
+        over += ", and over the sum of the learning rates at which a sample was seen, in units of the highest one"
+    else:
+        over += "; the learning rate was constant, and so the same for all samples"
     return (
-        "## Position or learning rate\n\nSlopes within samples, in nats per token: over the length of an epoch, and "
-        "over the sum of the learning rates at which a sample was seen, in units of the highest one. Together: in one "
+        f"## Position or learning rate\n\nSlopes within samples, in nats per token: {over}. Together: in one "
         "regression, so that each slope says what its cause adds to the others.\n\n" + table(head, rows, "lrrrrrr")
     )
 
