@@ -116,6 +116,7 @@ def test_every_control_has_a_row(config: Path, tmp_path: Path) -> None:
     assert names <= rows.keys()
     assert len(rows["same-order"].models) == 3
     assert names <= {one.against for one in found.differences if one.row == "average"}
+    assert {one.against for one in found.differences if one.row == "same-order-average"} == {"same-order"}
     # Distances: the average goes as far as selection, and selection no farther than the average.
     base = root / "models" / "base"
     average, selection = (distance(root / "merges" / name, base) for name in ("average", "selection-seed-3"))

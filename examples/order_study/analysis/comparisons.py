@@ -1,5 +1,6 @@
 """The final models beside each other: one row for each way of making a model, and the differences between rows."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pydantic import Field
 from examples.order_study.analysis.bootstrap import bootstrap
 from examples.order_study.measured import Floats, Integers, Measured, Measurements
 from examples.order_study.model import Kind
-from examples.order_study.settings import Measuring
+from examples.order_study.settings import SAME_ORDER, SAME_ORDER_AVERAGE, Measuring
 from examples.order_study.sources import Frozen, unset
 
 SINGLE = "sub-models, mean"
@@ -135,6 +136,7 @@ def differences(every: list[Group], measuring: Measuring) -> list[Difference]:
 def _pairs(every: list[Group]) -> list[tuple[Group, Group]]:
     """The comparisons that are made: each merge against what is simpler than it, and against the controls.
 
+    The average of runs of one order is also held against these runs, as the average of the sub-models is against them.
     Of the models from elsewhere, the first is what the rest of them is held against.
     """
     simpler: dict[Kind, tuple[Kind, ...]] = {
@@ -142,9 +144,11 @@ def _pairs(every: list[Group]) -> list[tuple[Group, Group]]:
         "selection": ("sub-model", "average", "control"),
         "resampling": ("sub-model", "average", "selection", "control"),
     }
+    same_order = [one for label in (SAME_ORDER_AVERAGE, SAME_ORDER) for one in every if one.label == label]
     elsewhere = [one for one in every if one.models[0].model.elsewhere is not None]
     return [
         *((one, other) for one in every for kind in simpler.get(one.kind, ()) for other in every if other.kind == kind),
+        *itertools.pairwise(same_order),
         *((one, elsewhere[0]) for one in elsewhere[1:]),
     ]
 
