@@ -74,11 +74,9 @@ NOT_RUN = {
     "export GSM8K=/folder/with/train.jsonl/and/test.jsonl "
     "SMOLLM2=HuggingFaceTB/SmolLM2-135M-Instruct": "it only sets variables",
     "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml "
-    "--set 'controls=[ties, dare_ties, stretch-1.1, stretch-1.25, stretched, shrunk, soup, ensemble]'": "hours, "
-    "GSM8K and SmolLM2; tests/examples/test_order_study_controls.py has a small one with all controls",
-    "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml --throw 1 "
     "--set 'controls=[ties, dare_ties, stretch-1.1, stretch-1.25, stretched, shrunk, soup, ensemble, "
-    "more-steps]'": "more hours, of the same",
+    "more-steps]'": "hours, GSM8K and SmolLM2; tests/examples/test_order_study_controls.py has a small one with all "
+    "controls",
     "make test": "it runs this test",
     "echo $?": "the test of the command before it looks at the exit code",
     "parallel --sshloginfile nodes.txt --workdir . -j1 'mergekit-select merge recipe.yml out --shard {}/8 --quiet' "
