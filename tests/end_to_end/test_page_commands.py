@@ -78,7 +78,8 @@ NOT_RUN = {
     "more-steps]'": "hours, GSM8K and SmolLM2; tests/examples/test_order_study_controls.py has a small one with all "
     "controls",
     "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml --out runs/smollm2-gsm8k-constant "
-    "--set 'throws=[]' --set 'orders=[1, 2, 3]' --set fine_tuning.seed=1 --set 'controls=[]' --set 'merging.seeds=[0]' "
+    "--set 'throws=[]' --set 'orders=[1, 2, 3]' --set fine_tuning.seed=1 --set 'controls=[stretch-1.1]' "
+    "--set 'merging.seeds=[0]' "
     "--set fine_tuning.schedule=constant_with_warmup --set fine_tuning.warmup_steps=0": "an hour, of the same",
     "make test": "it runs this test",
     "echo $?": "the test of the command before it looks at the exit code",
