@@ -242,7 +242,7 @@ def test_a_constant_learning_rate_leaves_position_alone(measurements: Measuremen
     assert found.causes[0].together is not None
     assert found.causes[0].together.low <= SLOPE <= found.causes[0].together.high < 0
     written = report.render(found)
-    assert "the learning rate was constant, and so the same for all samples" in written
+    assert "every sample was seen at the same learning rates" in written
     assert "learning rate when seen" not in written
 
 

@@ -83,8 +83,8 @@ def trends(measurements: Measurements) -> tuple[Trend, ...]:
 def causes(measurements: Measurements, found: Sequence[Trend]) -> tuple[Cause, ...]:
     """Position against learning rate: each alone, and all together, so that what the others explain is allowed for.
 
-    After one epoch without warm-up learning rate and position go nearly together, and can hardly be told apart. A
-    learning rate that is constant is the same for all samples, explains nothing, and is left out.
+    After one epoch without warm-up learning rate and position go nearly together, and can hardly be told apart.
+    Learning rates that are the same for all samples, as a constant one is, explain nothing, and are left out.
 
     Args:
         measurements: What was measured.

@@ -161,7 +161,7 @@ def _causes(results: Results) -> str:
     if any(cause.what == RATE for cause in results.causes):
         over += ", and over the sum of the learning rates at which a sample was seen, in units of the highest one"
     else:
-        over += "; the learning rate was constant, and so the same for all samples"
+        over += "; every sample was seen at the same learning rates"
     return (
         f"## Position or learning rate\n\nSlopes within samples, in nats per token: {over}. Together: in one "
         "regression, so that each slope says what its cause adds to the others.\n\n" + table(head, rows, "lrrrrrr")
