@@ -2,17 +2,18 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -150,6 +151,15 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     return cut
 
 
+@pytest.fixture
+def trainer_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What transformers' Trainer logs; transformers keeps its log from pytest otherwise."""
+    logger = logging.getLogger("transformers.trainer")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
 # Resuming
 
 
@@ -163,9 +173,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_training_gives_the_same_bits(
-    gpt2: Path, data: Path, tmp_path: Path, variant: str, cut_off: Callable[[str, int], None]
+    gpt2: Path,
+    data: Path,
+    tmp_path: Path,
+    variant: str,
+    cut_off: Callable[[str, int], None],
+    trainer_log: pytest.LogCaptureFixture,
 ) -> None:
-    """GPT-2 has dropout, so the random state must be that of an uninterrupted training too."""
+    """GPT-2 has dropout, so the random state must be that of an uninterrupted training too; its head is tied."""
     base = Study(data=sums(data), base=GivenBase(model=str(gpt2)), fine_tuning=TUNING, orders=(1, 2), checkpoints=2)
     study = changed(base, **VARIANTS[variant])
     assert trained(study, tmp_path / "whole")["order-1"].startswith("trained in")
@@ -181,6 +196,20 @@ def test_a_resumed_training_gives_the_same_bits(
     assert weights(out) == weights(tmp_path / "whole")
     assert len(weights(out)) == (13 if "lora" in variant else 7)  # a base, two models, two states of each
     assert scratch(out) == []
+    assert "keys in the checkpoint" not in trainer_log.text
+
+
+def test_a_resumed_training_says_what_a_state_lacks(
+    fresh: Study, tmp_path: Path, cut_off: Callable[[str, int], None], trainer_log: pytest.LogCaptureFixture
+) -> None:
+    cut_off("order-1", 5)
+    with pytest.raises(KeyboardInterrupt):
+        train_study(fresh, tmp_path, quiet)
+    state = folder_of(tmp_path / "models" / "order-1") / "checkpoint-4" / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(state).items() if "norm" not in name}, state)
+    cut_off("", 0)
+    train_study(fresh, tmp_path, quiet)
+    assert "missing keys in the checkpoint model loaded: ['model.layers.0.input_layernorm.weight'" in trainer_log.text
 
 
 def test_a_torn_state_is_passed_over_for_the_one_before(

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -190,6 +190,12 @@ class _OrderedTrainer(Trainer):
         total = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=NO_LOSS)
         items = keywords.get("num_items_in_batch")  # of all pieces of the batch
         return total / (items if items is not None else (labels != NO_LOSS).sum())
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A state holds a tied tensor under one of its names, and loading it fills the others: none of them is missing.
+        tied = cast(PreTrainedModel, self.model).all_tied_weights_keys
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
 
 class _Keeping(TrainerCallback):
