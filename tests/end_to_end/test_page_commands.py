@@ -69,10 +69,8 @@ NOT_RUN = {
     "SmolLM2; tests/examples/test_order_study_controls.py has a small one with all controls",
     "export GSM8K=/folder/with/train.jsonl/and/test.jsonl "
     "SMOLLM2=HuggingFaceTB/SmolLM2-135M-Instruct": "it only sets variables",
-    "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml "
-    "--set 'controls=[ties, dare_ties, stretch-1.1, stretch-1.25, stretched, shrunk, soup, ensemble, "
-    "more-steps]'": "hours, GSM8K and SmolLM2; tests/examples/test_order_study_controls.py has a small one with all "
-    "controls",
+    "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml": "hours, GSM8K and SmolLM2; "
+    "tests/examples/test_order_study_controls.py has a small one with all controls",
     "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml --out runs/smollm2-gsm8k-constant "
     "--set 'throws=[]' --set 'orders=[1, 2, 3]' --set fine_tuning.seed=1 --set 'controls=[stretch-1.1]' "
     "--set 'merging.seeds=[0]' "
