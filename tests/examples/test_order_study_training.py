@@ -153,9 +153,10 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
 
 @pytest.fixture
 def trainer_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What transformers' Trainer logs; transformers keeps its log from pytest otherwise."""
+    """What transformers' Trainer warns of; transformers keeps its log from pytest, and other tests quieten it."""
     logger = logging.getLogger("transformers.trainer")
     logger.addHandler(caplog.handler)
+    caplog.set_level(logging.WARNING, logger.name)
     yield caplog
     logger.removeHandler(caplog.handler)
 
