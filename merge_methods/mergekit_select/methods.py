@@ -6,11 +6,13 @@ Importing this module makes both known to mergekit by name, for where the startu
 from __future__ import annotations
 
 import math
-from typing import Annotated, NoReturn
+from collections.abc import Hashable, Sequence
+from typing import Annotated, Any, NoReturn
 
 import torch
 from mergekit.merge_methods import (
     BasePolicy,
+    GroupMergeMethod,
     InputContract,
     OptionalTensorPolicy,
     PerInputValues,
@@ -95,6 +97,43 @@ Rounds = Annotated[int | None, PlainValidator(_rounds)]
 Draws = Annotated[int, PlainValidator(_draws)]
 
 
+class _KeepingTies(GroupMergeMethod):
+    """A method whose merges in memory keep tied tensors tied: the draws of the first name hold for all, as on disk.
+
+    mergekit calls a method with all tensors of a merge in memory at once. Its merges on disk take another way, where
+    the architecture tells what is tied.
+    """
+
+    def __init__(self, method: GroupMergeMethod) -> None:
+        self.spec = method.spec
+        self._method = method
+
+    def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
+        return self._method.merge_group(group, **parameters)
+
+    def __call__(self, groups: Sequence[TensorGroup], /, **options: Any) -> tuple[torch.Tensor, ...]:
+        groups = tuple(groups)
+        merged = super().__call__(groups, **options)
+        first: dict[Hashable, int] = {}
+        return tuple(merged[first.setdefault(_memory(group), index)] for index, group in enumerate(groups))
+
+
+def _memory(group: TensorGroup) -> Hashable:
+    """Where the tensors of a group lie: the same for two names exactly if these are tied in every model."""
+    return tuple(
+        (
+            entry.id,
+            entry.tensor.device,
+            entry.tensor.data_ptr(),
+            entry.tensor.dtype,
+            entry.tensor.shape,
+            entry.tensor.stride(),
+        )
+        for entry in group.entries
+    )
+
+
+@_KeepingTies
 @merge_method(
     name=SELECTION,
     pretty_name="Parameter Selection",
@@ -112,6 +151,7 @@ def parameter_selection(
     return _apply(group, weight, seed)
 
 
+@_KeepingTies
 @merge_method(
     name=RESAMPLING,
     pretty_name="Parameter Selection with Resampling",

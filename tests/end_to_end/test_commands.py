@@ -231,12 +231,13 @@ class Small(torch.nn.Module):
             self.inner = torch.nn.Conv2d(2, 3, 3)
             self.norm = torch.nn.BatchNorm1d(5)
             self.norm.register_buffer("running_mean", torch.rand(5))
+            self.tied = self.inner
 
 
 @shows(
     "Commands and options",
     "`merge_state_dicts` on modules and on state dicts",
-    note="results carry no autograd history; buffers of integers are copied where all agree",
+    note="results carry no autograd history; buffers of integers are copied where all agree; tied ones stay tied",
 )
 @both_methods
 @pytest.mark.parametrize("of", ["modules", "state dicts"])
@@ -257,6 +258,7 @@ def test_merge_state_dicts(method: str, of: str) -> None:
         for name, state in states.items()
     }
     result = wanted(method, floating["base"], [floating[k] for k in "abc"], seed=4, weights=lambda _name: [1, 2, 0.5])
+    result |= {f"tied.{name}": result[f"inner.{name}"] for name in ("weight", "bias")}
     expectation.assert_same({name: stored(tensor) for name, tensor in found.items()}, result)
     Small(0).load_state_dict(found | {"norm.num_batches_tracked": torch.tensor(0)})
 

@@ -121,16 +121,31 @@ def test_merging_tensors_one_by_one_in_another_order_or_a_subset_gives_the_same_
 
 
 def test_tied_embeddings_in_memory_as_on_disk(tmp_path: Path) -> None:
-    """docs/methods.md says how: leave the second name out, and tie the result again."""
+    """In memory they have two names, and are drawn once all the same."""
     family = write_llamas(tmp_path / "models", tied=True)
     out = merge(family.recipe(RESAMPLING), tmp_path / "out")
     modules = [transformers.LlamaForCausalLM.from_pretrained(folder) for folder in family.everyone]
-    states = [{n: t for n, t in module.state_dict().items() if n != "lm_head.weight"} for module in modules]
-    merged = merge_state_dicts(states, RESAMPLING, base=0)
-    modules[0].load_state_dict(merged, strict=False)
+    merged = merge_state_dicts(modules, RESAMPLING, base=0)
+    assert merged["lm_head.weight"] is merged["model.embed_tokens.weight"]
+    modules[0].load_state_dict(merged)
     assert modules[0].lm_head.weight is modules[0].model.embed_tokens.weight
     modules[0].save_pretrained(tmp_path / "saved")
     assert digests(tmp_path / "saved") == digests(out)
+
+
+def test_tensors_that_are_tied_in_one_model_alone_are_two_in_memory_as_on_disk() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tied, one, other = torch.rand(3, 512, generator=generator).unbind()
+    merged = merge_state_dicts([{"a": tied, "b": tied}, {"a": one, "b": other}], SELECTION)
+    for name, second in (("a", one), ("b", other)):
+        assert torch.equal(merged[name], merge_tensors([tied, second], SELECTION, name=name))
+
+
+def test_a_view_of_another_tensor_is_not_tied_to_it() -> None:
+    tensors = [torch.arange(16.0).reshape(4, 4) + 100 * k for k in range(3)]
+    models = [{"w": tensor, "transposed": tensor.T, "part": tensor[:2]} for tensor in tensors]
+    for name, merged in merge_state_dicts(models, SELECTION).items():
+        assert torch.equal(merged, merge_tensors([model[name] for model in models], SELECTION, name=name))
 
 
 def test_a_tensor_without_a_name_has_the_draws_of_the_empty_name() -> None:
