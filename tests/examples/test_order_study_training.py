@@ -465,6 +465,14 @@ def test_a_base_without_a_tokenizer_is_refused(gpt2: Path, data: Path, tmp_path:
     assert not (tmp_path / "out" / "base").exists()
 
 
+def test_a_base_of_packed_weights_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.Q4_1.gguf").touch()
+    study = Study(data=sums(data), base=GivenBase(model=str(tmp_path)), fine_tuning=TUNING)
+    with pytest.raises(StudyError, match=f"but {tmp_path} holds GGUF weights: load these with .*dequantised"):
+        train_study(study, tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_base_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
     study = Study(data=sums(data), base=GivenBase(model=str(tmp_path / "none")), fine_tuning=TUNING)
     with pytest.raises(StudyError, match=r"but there is no folder .*/none: correct base\.model"):
