@@ -99,6 +99,8 @@ def test_shares_go_through_one_merge_after_the_other(file: Path) -> None:
         (("- model: average", "- model: again"), 1, "must not need each other: again needs again"),
         (("name: average", "name: again"), 2, "mergekit refuses the recipe m.yml: "),
         (("merge_method: linear", "merge_method: 5"), 2, "mergekit refuses the recipe m.yml: "),
+        (("name: average", "name: ../average"), 2, "'../average' in m.yml leads out of it; call it otherwise"),
+        (("name: average", "name: /average"), 2, "'/average' in m.yml leads out of it; call it otherwise"),
     ],
 )
 def test_bad_files(file: Path, change: tuple[str, str], code: int, text: str) -> None:

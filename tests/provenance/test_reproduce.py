@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -269,6 +270,23 @@ def test_a_hub_whose_names_lead_out_of_the_cache_writes_nothing_there(published:
     assert [line for line in ran.stderr.splitlines() if line.startswith("Error: ")] == ran.stderr.splitlines()[-1:]
     assert not [*tmp_path.rglob("escaped.json")]
     assert not Path("out").exists()
+
+
+def test_a_record_whose_stage_leads_elsewhere_writes_nothing_there(published: Hub, tmp_path: Path) -> None:
+    stage = recipe("linear", None, ["org/sub-0", "org/sub-1"], parameters={"weight": 1})
+    written(Path("m.yml"), stage | {"name": "stage"}, recipe("linear", None, ["stage"], parameters={"weight": 1}))
+    assert invoke("run", "multi", "m.yml", "--out-path", "out", "-I", "stages", "--quiet").exit_code == 0
+    record = Path("out/merge_provenance.json")
+    statement = json.loads(record.read_text())
+    held = statement["predicate"]["buildDefinition"]["externalParameters"]["recipe"]
+    for name in (str(tmp_path / "mine"), "../../mine"):
+        held["text"] = Path("m.yml").read_text().replace("stage", name)
+        held["sha256"] = hashlib.sha256(held["text"].encode()).hexdigest()
+        record.write_text(json.dumps(statement))
+        published.add("me/forged", Path("out"), licence=None)
+        one_line(invoke("reproduce", "me/forged", "again"), 2, "leads out of it; call it otherwise")
+        assert not [*tmp_path.rglob("mine")]
+        assert not Path("again").exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

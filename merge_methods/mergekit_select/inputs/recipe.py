@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -34,7 +34,8 @@ def read_recipes(path: str | Path) -> list[Recipe]:
     """Return the merges in a recipe file, in the file's order.
 
     Raises:
-        RecipeError: The file cannot be read, is no YAML, or has no mapping with ``merge_method`` in it.
+        RecipeError: The file cannot be read, is no YAML, has no mapping with ``merge_method`` in it, or a merge in it has
+            a name that leads out of the folder for intermediate merges.
     """
     return parse_recipes(read_text(path), str(path))
 
@@ -66,7 +67,7 @@ def parse_recipes(text: str, path: str) -> list[Recipe]:
     if not any("merge_method" in document for document in documents):
         keys = ", ".join(str(key) for document in documents for key in document)
         raise RecipeError(f"a recipe must say merge_method, and {path} has only the keys {one_line(keys, 100)}")
-    return [_recipe(document, keys) for document, keys in kept]
+    return [_recipe(document, keys, path) for document, keys in kept]
 
 
 def read_recipe(path: str | Path) -> MergeConfiguration:
@@ -129,10 +130,22 @@ def read_text(path: str | Path) -> str:
         raise RecipeError(f"a recipe must be UTF-8 text, and {path} is not: byte {error.start} is invalid") from error
 
 
-def _recipe(document: dict[Any, Any], duplicates: tuple[str, ...]) -> Recipe:
+def _recipe(document: dict[Any, Any], duplicates: tuple[str, ...], path: str) -> Recipe:
     raw = dict(document)
     name = raw.pop("name", None)
-    return Recipe(None if name is None else str(name), raw, duplicates)
+    if name is None:
+        return Recipe(None, raw, duplicates)
+    if _leads_out(str(name)):
+        raise RecipeError(
+            f"the name of a merge must be a folder within the one for intermediate merges, and {one_line(repr(name), 60)} "
+            f"in {path} leads out of it; call it otherwise, such as stage-1"
+        )
+    return Recipe(str(name), raw, duplicates)
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a folder of that name may lie outside the folder it is made in, on any system."""
+    return any(kind(name).anchor or ".." in kind(name).parts for kind in (PurePosixPath, PureWindowsPath))
 
 
 def _duplicates(root: yaml.Node | None) -> Iterator[str]:
