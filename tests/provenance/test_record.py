@@ -83,6 +83,21 @@ def test_what_a_killed_process_left_of_a_record_is_removed(tmp_path: Path) -> No
     assert not [*out.glob("*.tmp")]
 
 
+def test_files_of_two_merges_are_not_recorded_as_one(published: Hub) -> None:
+    assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
+    before = Path("out/merge_provenance.json").read_bytes()
+    written(Path("other.yml"), recipe("linear", None, ["org/sub-0", "org/sub-1"], parameters={"weight": 1}))
+    ran = invoke("run", "yaml", "other.yml", "out", "--quiet", "--out-shard-size", 10_000)
+    assert ran.exit_code == 2
+    assert "only what one merge wrote can be recorded, and out/" in ran.stderr.splitlines()[-1]
+    assert Path("out/merge_provenance.json").read_bytes() == before
+    for shard in Path("out").glob("model-*"):
+        shard.unlink()
+    Path("out/model.safetensors.index.json").unlink()
+    assert invoke("run", "yaml", "other.yml", "out", "--quiet").exit_code == 0
+    assert invoke("verify", "out").exit_code == 0
+
+
 def test_a_forged_record_cannot_move_a_commit_that_the_recipe_names(published: Hub) -> None:
     first = published.repositories["org/sub-1"].refs["main"]
     text = Path("r.yml").read_text().replace("org/sub-1@main", f"org/sub-1@{first}")
@@ -126,16 +141,24 @@ def test_a_branch_that_moves_while_its_model_is_opened(published: Hub) -> None:
 
 
 def test_our_executor_records_the_commits_that_it_opened(hub: Hub, tmp_path: Path) -> None:
-    """In a process of its own: transformers remembers hubs that it asked."""
+    """The first model pins a commit of the base's repository; the base is at its branch."""
     family = small_family()
-    for name, model in zip(("base", "sub-0"), (family.base, *family.subs), strict=False):
-        hub.add(f"org/{name}", model)
-    written(Path("r.yml"), recipe(RESAMPLING, "org/base", ["org/base", "org/sub-0@main"]))
-    program = [sys.executable, "-m", "mergekit_select.cli", "merge", "r.yml", "out", "--jobs", "1", "--quiet"]
-    subprocess.run(program, env={**os.environ, **environment(hub, tmp_path / "home")}, check=True)
+    pinned = hub.add("org/runs", family.subs[0])
+    hub.add("org/runs", family.base)
+    hub.add("org/sub-1", family.subs[1])
+    written(Path("r.yml"), recipe(RESAMPLING, "org/runs", [f"org/runs@{pinned}", "org/sub-1@main"]))
+    in_own_process(hub, tmp_path, "merge", "r.yml", "out", "--jobs", "1", "--quiet")
     used = json.loads(Path("out/merge_provenance.json").read_text())["predicate"]["buildDefinition"]
     uris = {resource["uri"].rpartition("@")[2] for resource in used["resolvedDependencies"]}
-    assert {hosted.refs["main"] for hosted in hub.repositories.values()} <= uris
+    assert {pinned, *(hosted.refs["main"] for hosted in hub.repositories.values())} <= uris
+    hub.add("org/runs", family.subs[2])  # the branch moves, and neither model does
+    in_own_process(hub, tmp_path, "verify", "out", "--quiet")
+
+
+def in_own_process(hub: Hub, tmp_path: Path, *arguments: str) -> None:
+    """transformers remembers hubs that it asked."""
+    program = [sys.executable, "-m", "mergekit_select.cli", *arguments]
+    subprocess.run(program, env={**os.environ, **environment(hub, tmp_path / "home")}, check=True)
 
 
 def test_locked_takes_the_commits_of_the_lock(published: Hub) -> None:

@@ -34,8 +34,8 @@ def read_recipes(path: str | Path) -> list[Recipe]:
     """Return the merges in a recipe file, in the file's order.
 
     Raises:
-        RecipeError: The file cannot be read, is no YAML, has no mapping with ``merge_method`` in it, or a merge in it has
-            a name that leads out of the folder for intermediate merges.
+        RecipeError: The file cannot be read, is no YAML, has no mapping with ``merge_method`` in it, or names a merge
+            by a path that leads out of the folder for intermediate merges.
     """
     return parse_recipes(read_text(path), str(path))
 
@@ -137,8 +137,8 @@ def _recipe(document: dict[Any, Any], duplicates: tuple[str, ...], path: str) ->
         return Recipe(None, raw, duplicates)
     if _leads_out(str(name)):
         raise RecipeError(
-            f"the name of a merge must be a folder within the one for intermediate merges, and {one_line(repr(name), 60)} "
-            f"in {path} leads out of it; call it otherwise, such as stage-1"
+            "the name of a merge must be a folder within the one for intermediate merges, "
+            f"and {one_line(repr(name), 60)} in {path} leads out of it; call it otherwise, such as stage-1"
         )
     return Recipe(str(name), raw, duplicates)
 

@@ -39,7 +39,7 @@ from mergekit_select.provenance.statement import (
     TensorEntry,
     TensorTable,
 )
-from mergekit_select.verification.output import open_output
+from mergekit_select.verification.output import Output, open_output
 
 CARD = "README.md"
 PICTURE = "selected.png"
@@ -70,10 +70,19 @@ def record(
         progress: Wraps the tensors' names as they are gone through.
 
     Raises:
-        UnreadableError: The folder or a model cannot be read, or the files cannot be written.
+        UnreadableError: The folder or a model cannot be read, the folder holds files of several merges, or the files
+            cannot be written.
     """
     digests = digests or Digests()
-    write_document(folder / TENSORS, tensors or read_tensors(folder, progress))
+    if tensors is None:
+        output = open_output(folder)
+        if output.problems:
+            problem = output.problems[0]
+            raise UnreadableError(
+                f"only what one merge wrote can be recorded, and {folder / problem.place} is not: {problem.text}"
+            )
+        tensors = _tensors_of(output, progress)
+    write_document(folder / TENSORS, tensors)
     names = [name for name in file_names(folder) if name not in _BESIDE]
     hashed = digests.of_all((folder / name for name in names), keep=False)
     files = {name: digest["sha256"] for name, digest in zip(names, hashed, strict=True)}
@@ -128,7 +137,10 @@ def read_tensors(folder: Path, progress: Callable[[Iterable[str]], Iterable[str]
     Raises:
         UnreadableError: A file is damaged.
     """
-    output = open_output(folder)
+    return _tensors_of(open_output(folder), progress)
+
+
+def _tensors_of(output: Output, progress: Callable[[Iterable[str]], Iterable[str]]) -> TensorTable:
     return identities((name, output.read(name)) for name in progress(sorted(output.files)))
 
 
@@ -175,13 +187,13 @@ def pins(recipe: Path, statement: Statement, locations: Mapping[str, str]) -> di
         locations: Where models lie now; these go before what is recorded.
     """
     named = roles_of(read_text(recipe), str(recipe)) if os.path.exists(recipe) else {}
-    found = {
-        parent.reference: parent.pinned
-        for parent in parents_of(statement.definition.resolved_dependencies)
-        if parent.commit is not None and parent.reference in named and parent.pinned != parent.reference
-        if not any(parent.path == old or parent.reference.startswith(old) for old in locations)
-    }
-    return {**found, **locations}
+    # A reference with a revision of its own must not go where the same repository without one does.
+    found = {reference: reference for reference in named if "@" in reference}
+    for parent in parents_of(statement.definition.resolved_dependencies):
+        if parent.commit is not None and parent.reference in named and parent.pinned != parent.reference:
+            found[parent.reference] = parent.pinned
+    kept = {old: new for old, new in found.items() if not any(old.startswith(moved) for moved in locations)}
+    return {**kept, **locations}
 
 
 def versions() -> dict[str, str]:
