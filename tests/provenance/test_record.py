@@ -19,6 +19,7 @@ from mergekit_select.errors import PlanError
 from mergekit_select.execution import local
 from mergekit_select.provenance import lock, require_opened
 from tests.provenance.hub_server import TOKEN, Hub, environment
+from tests.support.adapters import write_adapter
 from tests.support.checkpoints import copied, tensors_of
 from tests.support.commands import invoke, one_line
 from tests.support.models import small_family
@@ -153,6 +154,16 @@ def test_our_executor_records_the_commits_that_it_opened(hub: Hub, tmp_path: Pat
     assert {pinned, *(hosted.refs["main"] for hosted in hub.repositories.values())} <= uris
     hub.add("org/runs", family.subs[2])  # the branch moves, and neither model does
     in_own_process(hub, tmp_path, "verify", "out", "--quiet")
+
+
+def test_an_adapter_over_a_hub_model(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/base", small_family().base)
+    hub.add("org/sub", small_family().subs[0])
+    write_adapter(Path("lora"))
+    written(Path("r.yml"), recipe("linear", None, ["org/base+./lora", "org/sub"], parameters={"weight": 1}))
+    cache = ("--lora-merge-cache", "cache", "--quiet")
+    in_own_process(hub, tmp_path, "merge", "r.yml", "out", "--jobs", "1", *cache)
+    in_own_process(hub, tmp_path, "verify", "out", *cache)
 
 
 def in_own_process(hub: Hub, tmp_path: Path, *arguments: str) -> None:

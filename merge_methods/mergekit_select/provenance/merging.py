@@ -19,6 +19,7 @@ from mergekit_select.findings import Findings, Severity, some
 from mergekit_select.inputs.digests import Digests, folder_files
 from mergekit_select.inputs.hub import hub_errors
 from mergekit_select.inputs.recipe import read_text
+from mergekit_select.inputs.references import references
 from mergekit_select.planner.internals import isolated
 from mergekit_select.provenance.documents import read_definition
 from mergekit_select.provenance.locking import file_differences, lock, pinned, stale
@@ -94,6 +95,8 @@ def require_unchanged(
 def require_opened(definition: BuildDefinition, files: Collection[str]) -> None:
     """Refuse a merge whose hub models were opened at other commits than those resolved.
 
+    A model that is only read with an adapter is not opened here: the folder of the two is named after its commit.
+
     Args:
         definition: What was resolved.
         files: What was opened, in the snapshots of the hub's cache.
@@ -102,8 +105,11 @@ def require_opened(definition: BuildDefinition, files: Collection[str]) -> None:
         PlanError: A branch has moved between the two.
     """
     opened = {part for file in files for part in Path(file).parts}
+    merges = configurations(definition.recipe, "the recipe")
+    plain = {str(model.model) for _, config in merges for _, model in references(config) if model.lora is None}
     for parent in parents_of(definition.resolved_dependencies):
-        if parent.commit is not None and {"base", "model"} & {*parent.roles} and parent.commit not in opened:
+        is_read = parent.reference in plain and {"base", "model"} & {*parent.roles}
+        if parent.commit is not None and is_read and parent.commit not in opened:
             raise PlanError(f"model {parent.reference} has moved on the hub while it was opened; repeat the command")
 
 
