@@ -350,6 +350,8 @@ REVISION_REPLACED = _note("revision-moved",
     "commit {commit} is not on the hub any more; {found} holds the same bytes and is taken instead")
 REVISION_MOVED = _note("revision-moved",
     "{revision} has moved to {found}; the merge stays at {commit}", "lock with --upgrade {path} to follow it")
+REVISION_REMOVED = _note("revision-moved",
+    "{revision} is not on the hub any more; the merge stays at {commit}, which is", "name another revision next time")
 LOCAL_BEFORE_HUB = _warning("local-before-hub",
     "mergekit takes the folder {path} below the current one before the hub's model, and drops a revision",
     "write ./{path} if the folder is meant, or run elsewhere")

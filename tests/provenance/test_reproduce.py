@@ -107,6 +107,37 @@ def test_moved_branches_do_not_matter(published: Hub) -> None:
     assert (code, data["verdict"], kinds(data)) == (0, "same", ["revision-moved"])
 
 
+@pytest.fixture
+def tagged(parents: Hub) -> Hub:
+    """That hub, with a merge me/tagged whose base is at a branch of its own."""
+    parents.repositories["org/base"].commit(parents.files("org/base"), "v1")
+    written(Path("t.yml"), recipe(RESAMPLING, "org/base@v1", ["org/sub-0", "org/sub-1"]))
+    assert invoke("run", "yaml", "t.yml", "tagged", "--quiet").exit_code == 0
+    assert invoke("lock", "t.yml").exit_code == 0
+    parents.add("me/tagged", Path("tagged"), licence=None)
+    parents.repositories["org/base"].commit({"config.json": b"{}"}, "main")
+    return parents
+
+
+def test_a_branch_that_is_gone_does_not_matter(tagged: Hub) -> None:
+    del tagged.repositories["org/base"].refs["v1"]
+    ran = invoke("lock", "t.yml", "--check")
+    assert ran.exit_code == 0, ran.output
+    assert "v1 is not on the hub any more; the merge stays at" in ran.output
+    code, data = answer("me/tagged")
+    assert (code, data["verdict"], kinds(data)) == (0, "same", ["revision-moved"])
+
+
+def test_rewritten_history_of_a_branch_that_is_not_the_default_one(tagged: Hub) -> None:
+    repository, old = tagged.repositories["org/base"], tagged.repositories["org/base"].refs["v1"]
+    files = repository.commits[old]
+    repository.commit({"x": b""}, "other")
+    repository.refs["v1"] = repository.commit(files, "other")
+    del repository.commits[old]
+    code, data = answer("me/tagged")
+    assert (code, data["verdict"], kinds(data)) == (0, "same", ["revision-moved"])
+
+
 def test_rewritten_history_with_the_same_bytes_does_not_matter(published: Hub) -> None:
     published.repositories["org/base"].commit({"x": b""}, "other")
     files = published.files("org/base")

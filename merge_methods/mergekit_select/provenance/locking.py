@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError, one_line
-from mergekit_select.findings import Findings
+from mergekit_select.findings import Findings, UnusableModelError
 from mergekit_select.inputs.digests import Digests, File
 from mergekit_select.inputs.hub import is_hub_id, is_pinned, offline, read_revision
 from mergekit_select.planner.determinism import Determinism, determinism
@@ -142,16 +142,26 @@ def configuration(definition: BuildDefinition, place: str, locations: Mapping[st
 
 
 def notes(parents: list[Parent]) -> Findings:
-    """Tell what the reader of a lock should know: folders that hide a hub's model, branches that have moved."""
+    """Tell what the reader of a lock should know: folders that hide a hub's model, branches that have moved.
+
+    Raises:
+        UnusableModelError: The hub refuses a model, or cannot be asked.
+    """
     found = Findings()
     for parent in parents:
         if parent.commit is None and is_hub_id(parent.path) and "/" in parent.path and os.path.isdir(parent.path):
             found.add(kinds.LOCAL_BEFORE_HUB, parent.reference, path=parent.path)
         if parent.commit is not None and not is_pinned(parent.revision) and not offline():
-            now = read_revision(parent.path, parent.revision).commit
+            told = {"revision": parent.revision or "its branch", "commit": parent.commit}
+            try:
+                now = read_revision(parent.path, parent.revision).commit
+            except UnusableModelError as error:
+                if error.kind != kinds.HUB_REVISION_GONE:
+                    raise
+                found.add(kinds.REVISION_REMOVED, parent.reference, **told)
+                continue
             if now != parent.commit:
-                told = {"found": now, "commit": parent.commit, "path": parent.path}
-                found.add(kinds.REVISION_MOVED, parent.reference, revision=parent.revision or "its branch", **told)
+                found.add(kinds.REVISION_MOVED, parent.reference, found=now, path=parent.path, **told)
     return found
 
 

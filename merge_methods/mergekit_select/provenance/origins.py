@@ -18,7 +18,7 @@ from mergekit_select.errors import UnreadableError
 from mergekit_select.findings import Findings, UnusableModelError
 from mergekit_select.inputs.digests import Digests, folder_files
 from mergekit_select.inputs.files import RECIPE
-from mergekit_select.inputs.hub import hub_errors, offline, read_revision
+from mergekit_select.inputs.hub import hub_errors, is_pinned, offline, read_revision
 from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_definition
 from mergekit_select.provenance.locking import file_differences, lock, notes
@@ -169,8 +169,13 @@ def examine(
 
 
 def _elsewhere(parent: Parent, findings: Findings) -> str:
-    """Look for the bytes of a commit that is gone at the branch that the recipe names."""
-    now = read_revision(parent.path, None)
+    """Look for the bytes of a commit that is gone at the branch that the recipe names, or at the default one."""
+    try:
+        now = read_revision(parent.path, None if is_pinned(parent.revision) else parent.revision)
+    except UnusableModelError as error:
+        if error.kind != kinds.HUB_REVISION_GONE:
+            raise
+        now = read_revision(parent.path, None)
     told = {"commit": parent.commit, "found": f"{parent.path}@{now.commit}"}
     if not file_differences(parent.reference, parent.files, now.files):
         findings.add(kinds.REVISION_REPLACED, parent.reference, **told)
