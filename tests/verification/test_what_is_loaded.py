@@ -18,7 +18,7 @@ from tests.support.adapters import train_adapters
 from tests.support.checkpoints import copied, edit_json
 from tests.support.commands import invoke
 from tests.support.models import small_family, write_tokenizer
-from tests.support.recipes import merge
+from tests.support.recipes import merge, written
 from tests.verification.support import problems
 
 TOKENS = torch.tensor([[5, 9, 3, 17, 22, 8]])
@@ -120,6 +120,33 @@ def test_code_may_be_named_in_the_repository_that_the_recipe_names(tmp_path: Pat
     assert verify(out).same
     edit_json(out / "config.json", auto_map={"AutoModel": "evil/code--modeling.M"})
     assert not verify(out).same
+
+
+OWN_CONFIG = """
+from transformers import LlamaConfig
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+"""
+
+
+def test_code_that_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    family = small_family().copied(tmp_path / "models")
+    for folder in family.everyone:
+        edit_json(folder / "config.json", model_type="own_llama", auto_map={"AutoConfig": "own.OwnConfig"})
+        (folder / "own.py").write_text(OWN_CONFIG)
+    checked = invoke("check", written(tmp_path / "r.yml", family.recipe()), "--trust-remote-code")
+    assert checked.exit_code == 0, checked.output
+    out, trusting = (
+        merge(family.recipe(), tmp_path / "out", trust_remote_code=True),
+        MergeOptions(trust_remote_code=True),
+    )
+    assert (out / "own.py").read_text() == OWN_CONFIG  # transformers saves it with the config
+    assert verify(out, options=trusting).same
+    (out / "own.py").write_text(OWN_CONFIG + "import os")
+    assert [problem[:2] for problem in problems(verify(out, options=trusting))] == [("inconsistent", "own.py")]
 
 
 def test_code_that_is_named_in_a_list(tmp_path: Path) -> None:

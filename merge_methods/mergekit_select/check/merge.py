@@ -10,6 +10,7 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import MergeMethod
 from mergekit.options import MergeOptions
+from transformers import PretrainedConfig
 
 from mergekit_select.errors import one_line
 from mergekit_select.findings import Cost, Finding, Findings, Severity
@@ -88,6 +89,10 @@ class MergeUnderCheck:
     def donor(self) -> Model:
         """The model that gives config and tokenizer; without a base model the first of those that may."""
         return self.models[self.config.base_model] if self.config.base_model else next(iter(self.models.values()))
+
+    def settings(self, stand_in: ModelReference) -> PretrainedConfig:
+        """Return a model's config as transformers loads it, by code of the model's own where that is trusted."""
+        return stand_in.config(trust_remote_code=self.options.trust_remote_code)
 
     def with_stand_ins(self, part: _Part) -> _Part:
         """Return a copy of a part of the recipe in which mergekit finds every model locally."""

@@ -68,7 +68,7 @@ def _architecture_of(merge: MergeUnderCheck, model: Model) -> Any:
     """Return mergekit's description of one model, False if it has none of its own, or None with the reason added."""
     trusted = merge.options.trust_remote_code
     try:
-        settings = model.stand_in.config(trust_remote_code=trusted)
+        settings = merge.settings(model.stand_in)
         if len(settings.architectures or ()) != 1:
             raise ValueError(f"architectures must name one class, and is {settings.architectures}")
         return arch_info_for_config(settings) or False
@@ -108,7 +108,7 @@ def _layers(merge: MergeUnderCheck, place: str, sources: Sequence[tuple[Model, A
     good = True
     for model, source in sources:
         first, end = source.layer_range
-        count = architecture.num_layers(source.model.config())
+        count = architecture.num_layers(merge.settings(source.model))
         if not 0 <= first <= end <= count:
             good = False
             merge.findings.add(kinds.LAYER_RANGE, f"{place}.layer_range", f"{[first, end]} of {model}", count=count)
@@ -127,7 +127,7 @@ def _last_slice(
     if not slices or len(slices[-1]) <= len(slices[0]):
         return
     first, last = slices[0], slices[-1]
-    after = [weight.name for weight in architecture.post_weights(last[0][1].model.config())]
+    after = [weight.name for weight in architecture.post_weights(merge.settings(last[0][1].model))]
     if after:
         merge.findings.add(
             kinds.SLICES_UNEVEN,

@@ -175,7 +175,7 @@ class TensorCheck:
         for model in self.merge.merged:
             if model.reference in self._converts or not self.plan.tensors:
                 continue
-            settings = model.stand_in.config()
+            settings = self.merge.settings(model.stand_in)
             known = set(self._used.get(model.reference, ()))
             for weight in ConfiguredModelArchitecture(info=self.plan.architecture, config=settings).all_weights():
                 known.update(names_of(weight))

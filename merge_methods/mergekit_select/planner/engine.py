@@ -24,6 +24,7 @@ from mergekit_select.planner.internals import (
     output_config,
     quiet_tokenizers,
     resize_vocabulary,
+    write_code,
     write_companions,
 )
 from mergekit_select.planner.plan import Plan, PlannedTensor, in_execution_order
@@ -127,6 +128,7 @@ class Engine:
             with at("the output's tokenizer"):
                 tokenizer = None if plan.tokenizer is None else self.tokenizer(plan.tokenizer).tokenizer
                 failure = write_companions(config, plan.architecture, plan.options, tokenizer, folder)
+                write_code(config, plan.architecture, plan.options, folder)
             if failure is not None and any(folder.iterdir()):  # some files could be copied: the model is damaged
                 raise UnreadableError(f"the output's tokenizer: {one_line(failure)}") from failure
             yield folder, failure

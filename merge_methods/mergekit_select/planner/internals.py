@@ -149,6 +149,16 @@ def write_companions(
     return failure
 
 
+def write_code(
+    config: MergeConfiguration, architecture: ModelArchitecture, options: MergeOptions, folder: Path
+) -> None:
+    """Write the code that transformers saves with a config whose class is the model's own; it loads it if trusted."""
+    settings = output_config(config, architecture, options.trust_remote_code)
+    if type(settings)._auto_class is not None:
+        settings.save_pretrained(folder)
+        (folder / "config.json").unlink()
+
+
 def lora_folder(cache: str, model: ModelPath, lora: ModelPath) -> Path:
     """Return where mergekit keeps the merge of an adapter into a model (``ModelReference.merged``)."""
     names = (path._unique_id() for path in (model, lora))  # type: ignore[no-untyped-call]  # mergekit has no types
