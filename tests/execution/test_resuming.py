@@ -256,6 +256,20 @@ def test_another_model_in_the_folder(llamas: Any, tmp_path: Path, name: str) -> 
         begun(write_recipe(tmp_path, llamas), tmp_path / "out")
 
 
+def test_a_card_that_cannot_be_written_is_told_before_the_tensors(
+    llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mergekit asks the hub whether a local path with one slash is a model there, and tests are offline."""
+    monkeypatch.chdir(tmp_path)
+    copied(llamas.subs[0], Path("runs/a"))
+    file = write_recipe(tmp_path, llamas, models=[{"model": "runs/a"}])
+    with pytest.raises(PlanError, match=r"cannot write the model card: .*; write \./ before paths of local models"):
+        begun(file, tmp_path / "out")
+    assert not list(Path("out").rglob("*.safetensors"))
+    assert begun(file, tmp_path / "out", write_model_card=False).finished
+    assert begun(write_recipe(tmp_path, llamas, models=[{"model": "./runs/a"}]), tmp_path / "other").finished
+
+
 def test_a_tokenizer_that_does_not_fit(
     llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock: dict[str, bytes]
 ) -> None:

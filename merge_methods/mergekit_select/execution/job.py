@@ -23,6 +23,7 @@ from mergekit_select.execution.workspace import PLANNING, Workspace
 from mergekit_select.findings import some
 from mergekit_select.inputs.files import RECORDS, model_names, state, sync
 from mergekit_select.inputs.recipe import parse_recipes, read_text, validated
+from mergekit_select.planner.companions import require_card
 from mergekit_select.planner.determinism import Determinism, determinism
 from mergekit_select.planner.engine import Engine
 from mergekit_select.planner.opening import opened
@@ -144,6 +145,8 @@ def opened_job(request: Request) -> Iterator[Job]:
         engine = stack.enter_context(opened(config, own))
         if with_own_cache(config, options) != own:
             raise UnreadableError("an adapter or its model has changed while they were merged; repeat the command")
+        if before is None:
+            require_card(engine, recipe)
         _fix_union(engine, workspace)
         tensors = written(engine)
         if not tensors:

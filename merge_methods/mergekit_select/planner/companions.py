@@ -7,11 +7,29 @@ from pathlib import Path
 
 from mergekit.card import generate_card
 
+from mergekit_select.errors import PlanError, one_line
 from mergekit_select.inputs.files import RECIPE
 from mergekit_select.planner.engine import Engine, at
 from mergekit_select.planner.internals import resize_vocabulary, stored_config, write_companions
 
 _log = logging.getLogger(__name__)
+
+
+def require_card(engine: Engine, recipe: str) -> None:
+    """Make a model card and drop it, before the tensors are computed: mergekit asks the hub of paths with one slash.
+
+    Raises:
+        PlanError: mergekit cannot make one.
+    """
+    if not engine.plan.options.write_model_card:
+        return
+    try:
+        generate_card(config=engine.plan.config, config_yaml=recipe, name="")
+    except Exception as error:  # whatever the network layers raise
+        raise PlanError(
+            f"mergekit cannot write the model card: {one_line(error)}; write ./ before paths of local models, "
+            f"or give --no-write-model-card"
+        ) from error
 
 
 def finish_folder(engine: Engine, folder: Path, name: str, recipe: str) -> None:
