@@ -256,6 +256,22 @@ def test_another_model_in_the_folder(llamas: Any, tmp_path: Path, name: str) -> 
         begun(write_recipe(tmp_path, llamas), tmp_path / "out")
 
 
+def test_another_model_in_the_folder_of_an_unfinished_merge(llamas: Any, tmp_path: Path) -> None:
+    """Its files may be called as this merge's are; they must not be written into, nor replaced."""
+    file, out = write_recipe(tmp_path, llamas), tmp_path / "out"
+    assert not begun(file, out, (1, 2)).finished
+    other = {"merge_method": "linear", "parameters": {"weight": 1}, "models": [{"model": str(llamas.subs[0])}]}
+    merge_stock(other, out, out_shard_size=SIZE)
+    before = files_of(out)
+    for share in (None, (2, 2)):
+        with pytest.raises(PlanError, match="must hold no other model, and holds config"):
+            begun(file, out, share)
+    assert files_of(out) == before
+    for name in before:
+        (out / name).unlink()
+    assert begun(file, out).finished
+
+
 def test_a_card_that_cannot_be_written_is_told_before_the_tensors(
     llamas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,7 @@ def test_files_that_would_be_loaded_with_the_model(name: str, family: Family, tm
     (out / name).unlink()
     begun(file, out, (1, 2), **SHARDS)
     (out / name).write_text("x")  # while it is under way
-    with pytest.raises(UnreadableError, match="must hold no other model's files, and holds "):
+    with pytest.raises(PlanError, match="must hold no other model, and holds "):
         begun(file, out, **SHARDS)
     assert not (out / "config.json").exists()
     (out / name).unlink()

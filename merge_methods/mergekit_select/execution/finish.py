@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mergekit_select.errors import UnreadableError, one_line
-from mergekit_select.execution.job import Job
+from mergekit_select.execution.job import Job, require_no_other
 from mergekit_select.execution.work import stored_digests
 from mergekit_select.execution.workspace import FINISHING, NAME
 from mergekit_select.findings import some
@@ -46,6 +46,7 @@ def finish(job: Job, rehash: bool = False) -> dict[str, tuple[StoredTensor, str]
             _require_kept(job, digests, rehash)
             return _identities(job, digests)
         job.check_inputs()
+        require_no_other(workspace)
         digests = {}
         for part in job.layout.parts:
             digests.update(workspace.digests(part.number))

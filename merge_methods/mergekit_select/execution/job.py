@@ -135,8 +135,8 @@ def opened_job(request: Request) -> Iterator[Job]:
     with ExitStack() as stack:
         stack.callback(workspace.close)
         before = workspace.read_plan()
+        require_no_other(workspace)
         if before is None:
-            _require_empty(workspace.out)
             # One process at a time: mergekit takes a folder in the LoRA merge cache for a whole merge.
             workspace.acquire(PLANNING, wait=True)
             if workspace.read_plan() is None:
@@ -168,9 +168,16 @@ def opened_job(request: Request) -> Iterator[Job]:
         yield Job(request, recipe, engine, layout, workspace, plan["plan_id"], inputs, kind)
 
 
-def _require_empty(out: Path) -> None:
+def require_no_other(workspace: Workspace) -> None:
+    """Refuse an output folder with a model that this merge has not written.
+
+    Raises:
+        PlanError: It is such a folder.
+    """
+    out = workspace.out
     kept = model_names(out) + [name for name in RECORDS if (out / name).exists()]
-    if kept:
+    # Looked at after the files: another process may be moving its merge's there.
+    if kept and not (workspace.moving or workspace.finished):
         raise PlanError(f"{out} must hold no other model, and holds {some(kept)}; remove it, or give another folder")
 
 

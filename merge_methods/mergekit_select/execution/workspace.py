@@ -138,6 +138,7 @@ class Workspace:
         """Remove what a merge has left whose plan is not there any more: nobody knows of which inputs it is."""
         with writing(self._plan):
             self._digests.unlink(missing_ok=True)
+            self._beside.unlink(missing_ok=True)
             for folder in self._working:
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -151,6 +152,11 @@ class Workspace:
             for name in ({*before} - {*names}) & {*names_in(self.out)}:
                 (self.out / name).unlink(missing_ok=True)
             write_whole(self._beside, json.dumps({"names": [*names]}, indent=1), durably=True)
+
+    @property
+    def moving(self) -> bool:
+        """Whether files of this merge may be in their place."""
+        return self._beside.exists()
 
     @property
     def finished(self) -> bool:
