@@ -60,6 +60,13 @@ def test_what_is_hashed_ahead_is_not_hashed_again(folder: Path, monkeypatch: pyt
     assert sorted(hashed) == sorted(folder.iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(UnreadableError, match="pipe must be a regular file"):
+        folder_files(folder, Digests())
+
+
 def test_closing_stops_what_was_begun(folder: Path) -> None:
     shared = Digests()
     shared.close()

@@ -21,6 +21,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from mergekit_select.errors import UnreadableError
+from mergekit_select.inputs.bounds import require_regular
 from mergekit_select.inputs.files import forget, write_whole
 from mergekit_select.inputs.processors import cores
 
@@ -74,7 +75,7 @@ class Digests:
             keep: Whether the system is to keep it in memory.
 
         Raises:
-            UnreadableError: It cannot be read.
+            UnreadableError: It cannot be read, or is no regular file.
         """
         try:
             real = path.resolve(strict=True)
@@ -136,6 +137,7 @@ class Digests:
         if isinstance(kept, list) and len(kept) == 2 and kept[0] == state and isinstance(kept[1], dict):
             self._count(status.st_size)
             return dict(kept[1])
+        require_regular(real)
         found = self._hash(real, status.st_size, keep)
         if time.time() - max(status.st_mtime, status.st_ctime) > _RECENT:
             self._known[str(real)] = [state, found]
