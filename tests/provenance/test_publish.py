@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from mergekit_select.errors import UnreadableError
 from mergekit_select.provenance.card import read_results
-from tests.provenance.hub_server import TOKEN, Hub
+from tests.provenance.hub_server import TOKEN, Hub, Repository
 from tests.support.commands import invoke
 from tests.support.models import small_family
 from tests.support.recipes import RESAMPLING, merge, recipe, written
@@ -59,6 +59,20 @@ def test_published_with_card_record_and_picture(merged: Hub) -> None:
     assert invoke("reproduce", f"me/new@{commit}").exit_code == 0
 
 
+@pytest.mark.parametrize(("private", "option"), [(False, ()), (True, ("--public",))])
+def test_a_repository_that_others_may_see_or_may_not(merged: Hub, private: bool, option: tuple[str, ...]) -> None:
+    """Nothing is shown to everybody that was to be private, and who wants all to see it hears that they cannot."""
+    repository = merged.repositories["me/there"] = Repository(private=private)
+    before = repository.commit({".gitattributes": b""})
+    ran = invoke("publish", "out", "me/there", "--quiet", *option)
+    assert ran.exit_code == 1, ran.output
+    said = "is private on the hub; leave --public out" if private else "is public on the hub; give --public"
+    assert said in ran.stderr.splitlines()[-1]
+    assert repository.refs["main"] == before
+    repository.private = not private
+    assert invoke("publish", "out", "me/there", "--quiet", *option).exit_code == 0
+
+
 def test_dry_run_writes_the_card_and_sends_nothing(merged: Hub) -> None:
     merged.requests.clear()
     ran = invoke("publish", "out", "me/new", "--dry-run", "--licence", "mit")
@@ -77,7 +91,7 @@ def test_cut_off_leaves_main_as_it_was_and_goes_on(merged: Hub) -> None:
     assert [*merged.files("me/new")] == [".gitattributes"]
     assert [pull["status"] for pull in repository.pulls.values()] == ["draft"]
     merged.requests.clear()
-    again = invoke("publish", "out", "me/new", "--public")
+    again = invoke("publish", "out", "me/new")
     assert again.exit_code == 0, again.output
     assert [pull["status"] for pull in repository.pulls.values()] == ["merged"]
     assert not any(request.startswith("PUT") for request in merged.requests), "weights were sent twice"
@@ -93,7 +107,7 @@ def test_bytes_that_the_hub_changed_are_not_merged(merged: Hub) -> None:
 
 def test_stale_weights_of_an_earlier_merge_are_removed(merged: Hub) -> None:
     merged.add("me/new", {"pytorch_model.bin": b"old", "notes.txt": b"kept"}, licence=None)
-    assert invoke("publish", "out", "me/new").exit_code == 0
+    assert invoke("publish", "out", "me/new", "--public").exit_code == 0
     files = merged.files("me/new")
     assert "pytorch_model.bin" not in files
     assert files["notes.txt"] == b"kept"

@@ -60,13 +60,14 @@ def upload(
     Args:
         folder: Finished, with record and card.
         repository: OWNER/NAME; made where it is not there.
-        private: Whether it is then private.
+        private: Whether it is to be private.
         digests: Remembers what was hashed.
         say: Told what happens.
 
     Raises:
         UnreadableError: The hub refuses something, or cannot be asked.
-        PlanError: The hub holds other bytes than were sent.
+        PlanError: The repository is there and is public where it is to be private, or the reverse; or the hub holds
+            other bytes than were sent.
     """
     files = folder_files(folder, digests)
     # Without the signature, which is another one whenever it is made.
@@ -75,6 +76,11 @@ def upload(
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
+        if api.model_info(repository).private != private:
+            raise PlanError(
+                f"{repository} is {'public' if private else 'private'} on the hub; "
+                f"{'give --public' if private else 'leave --public out'}, or change that in its settings there"
+            )
         there = read_revision(repository, None)
         stale, kept = _others(there.files, files)
         if kept and len(held) < len(files):

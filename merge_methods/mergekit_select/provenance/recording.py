@@ -187,11 +187,13 @@ def pins(recipe: Path, statement: Statement, locations: Mapping[str, str]) -> di
         locations: Where models lie now; these go before what is recorded.
     """
     named = roles_of(read_text(recipe), str(recipe)) if os.path.exists(recipe) else {}
+    found = {
+        parent.reference: parent.pinned
+        for parent in parents_of(statement.definition.resolved_dependencies)
+        if parent.commit is not None and parent.reference in named and parent.pinned != parent.reference
+    }
     # A reference with a revision of its own must not go where the same repository without one does.
-    found = {reference: reference for reference in named if "@" in reference}
-    for parent in parents_of(statement.definition.resolved_dependencies):
-        if parent.commit is not None and parent.reference in named and parent.pinned != parent.reference:
-            found[parent.reference] = parent.pinned
+    found = {reference: reference for reference in named if reference.partition("@")[0] in found} | found
     kept = {old: new for old, new in found.items() if not any(old.startswith(moved) for moved in locations)}
     return {**kept, **locations}
 
