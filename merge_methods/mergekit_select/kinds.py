@@ -332,6 +332,8 @@ LOCK_RECIPE = _error("lock-stale",
     "the recipe must be the recorded one, of sha256 {expected}", "restore it, or lock it again")
 LOCK_OPTION = _error("lock-stale",
     "{option} must be {expected!r}, as recorded", "give the same option, or lock with this one")
+LOCK_DRAWS = _error("lock-stale",
+    "the draws must be of version {expected}, as recorded", "install a mergekit-select that has them, or lock again")
 LOCK_MODEL = _error("lock-stale", "the recipe and what is recorded must name the same models", "lock the recipe again")
 INPUT_CHANGED = _error("input-changed",
     "{file} must have the recorded {algorithm} {expected}", "restore the file, or lock the recipe again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,21 @@ def test_check_names_what_is_stale(online: Hub) -> None:
     assert hashlib.sha256(b"weights").hexdigest() in changed[0]["message"]
     assert changed[0]["value"] == hashlib.sha256(b"weighty").hexdigest()
     assert Path("r.lock.json").read_bytes() == before
+
+
+def test_what_is_installed_is_compared(online: Hub) -> None:
+    """Another package may give other bits, which is a note; other draws of ours do, which is an error."""
+    online.add("org/base", FILES)
+    assert invoke("lock", write_recipe("merge_method: linear\nmodels: [{model: org/base}]\n")).exit_code == 0
+    lock = Path("r.lock.json")
+    lock.write_text(re.sub(r"pkg:pypi/torch@[^\"]+", "pkg:pypi/torch@2.2.0", lock.read_text()))
+    ran = invoke("lock", "r.yml", "--check")
+    assert ran.exit_code == 0, ran.output
+    assert "made with torch 2.2.0" in ran.output
+    lock.write_text(lock.read_text().replace('"draws": 1', '"draws": 2'))
+    ran = invoke("lock", "r.yml", "--check")
+    assert ran.exit_code == 1
+    assert "the draws must be of version 2, as recorded (got 1)" in ran.output
 
 
 def test_adapters_slices_stages_and_tokenizers_are_inputs(online: Hub) -> None:

@@ -43,6 +43,7 @@ OPTIONS = (
     "trust_remote_code",
     "unsafe_truncate_embeddings",
 )
+_PACKAGE = "pkg:pypi/"
 PACKAGES = ("mergekit", "mergekit-select", "safetensors", "torch", "transformers")
 
 
@@ -94,7 +95,7 @@ def define(
         heads = [next(parent.resources()) for parent in parents]
     except ValidationError as error:
         raise UnreadableError(f"{place}: a model cannot be recorded: {one_line(error)}") from error
-    packages = [Resource(uri=f"pkg:pypi/{name}@{importlib.metadata.version(name)}") for name in PACKAGES]
+    packages = [Resource(uri=f"{_PACKAGE}{name}@{importlib.metadata.version(name)}") for name in PACKAGES]
     return BuildDefinition(
         build_type=BUILD_TYPE,
         external_parameters=External(
@@ -166,8 +167,11 @@ def notes(parents: list[Parent]) -> Findings:
 
 
 def stale(recorded: BuildDefinition, now: BuildDefinition, place: str) -> Findings:
-    """Compare a lock with what is there now: recipe, options, models and each of their files."""
-    found = Findings()
+    """Compare a lock with what is there now: recipe, options, draws, packages, models and each of their files."""
+    found = version_notes(recorded)
+    expected, draws_now = recorded.internal_parameters.draws, now.internal_parameters.draws
+    if draws_now != expected:
+        found.add(kinds.LOCK_DRAWS, "draws", str(draws_now), expected=expected)
     before, after = recorded.external_parameters, now.external_parameters
     if before.recipe != after.recipe:
         found.add(kinds.LOCK_RECIPE, place, after.recipe.sha256, expected=before.recipe.sha256)
@@ -183,6 +187,16 @@ def stale(recorded: BuildDefinition, now: BuildDefinition, place: str) -> Findin
         found.add(kinds.LOCK_MODEL, reference, "not in the lock" if reference in there else "not in the recipe")
     for reference in sorted(known.keys() & there.keys()):
         found += file_differences(reference, known[reference].files, there[reference].files)
+    return found
+
+
+def version_notes(recorded: BuildDefinition) -> Findings:
+    """Tell which packages are of other versions here than where the lock was made."""
+    found = Findings()
+    for resource in recorded.resolved_dependencies:
+        package, _, expected = (resource.uri or "").removeprefix(_PACKAGE).partition("@")
+        if package in PACKAGES and (here := importlib.metadata.version(package)) != expected:
+            found.add(kinds.VERSION_DIFFERS, package, here, package=package, expected=expected)
     return found
 
 

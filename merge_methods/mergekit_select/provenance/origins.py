@@ -21,7 +21,7 @@ from mergekit_select.inputs.files import RECIPE
 from mergekit_select.inputs.hub import hub_errors, is_pinned, offline, read_revision
 from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_definition
-from mergekit_select.provenance.locking import file_differences, lock, notes
+from mergekit_select.provenance.locking import file_differences, lock, notes, version_notes
 from mergekit_select.provenance.parents import Parent
 from mergekit_select.provenance.recording import changes, read_record, versions
 from mergekit_select.provenance.sources import obtained
@@ -80,7 +80,9 @@ def read_origin(target: str, options: MergeOptions, digests: Digests, findings: 
         UnreadableError: It cannot be read, or says nothing of how it was made.
     """
     if os.path.isfile(target):
-        return Origin(target, read_definition(Path(target)), None, True, None)
+        definition = read_definition(Path(target))
+        findings += version_notes(definition)
+        return Origin(target, definition, None, True, None)
     folder = obtained(target, options, [STATEMENT, TENSORS, RECIPE, "config.json"])
     kept = read_record(folder)
     if kept is not None:
