@@ -103,6 +103,8 @@ def test_clean_removes_what_is_provably_a_merges(left: list[Path], tmp_path: Pat
     assert invoke("check", "--clean", out / "missing").exit_code == 2
     result = invoke("check", "--clean", written(tmp_path / "r.yml", small_family().recipe()), out)
     assert "this merge would" in result.output
+    data = json.loads(invoke("check", "--clean", "--json", tmp_path / "r.yml", out).output)
+    assert (data["removed"], data["ok"]) == ([], True)
 
 
 @pytest.mark.parametrize(("installed", "found"), [(1, 1), (1 << 50, 0), (None, 0)])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.provenance.hub_server import Hub, blob_id
-from tests.support.commands import invoke
+from tests.support.commands import invoke, one_line
 
 FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"weights"}
 
@@ -80,6 +80,10 @@ def test_lock_stays_until_told_to_upgrade(online: Hub) -> None:
     assert parents()["org/base"]["digest"] == {"gitCommit": base}
     assert invoke("lock", "r.yml", "--upgrade", "org/base").exit_code == 0
     assert parents()["org/base"]["digest"] == {"gitCommit": moved}
+    before = Path("r.lock.json").read_bytes()
+    said = "--upgrade must name a model of the recipe, got 'org/bsae'"
+    one_line(invoke("lock", "r.yml", "--upgrade", "org/bsae"), 2, said)
+    assert Path("r.lock.json").read_bytes() == before
 
 
 def test_check_names_what_is_stale(online: Hub) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,15 @@ def test_dry_run_downloads_no_weights(published: Hub) -> None:
     text = invoke("reproduce", "me/merge", "--dry-run").stdout
     assert "bytes to download" in text
     assert text.endswith("POSSIBLE: me/merge\n")
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_cache_and_output_on_one_disk(published: Hub, monkeypatch: pytest.MonkeyPatch, short: int) -> None:
+    needs = answer("me/merge", "--dry-run")[1]["needs"]
+    free = needs["download"] + needs["written"] - short
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    code, data = answer("me/merge", "again", "--dry-run")
+    assert (code, kinds(data)) == (short, ["disk-full"] * short)
 
 
 def gone(hub: Hub, name: str, files: dict[str, bytes]) -> None:

@@ -49,13 +49,15 @@ def command(
 
     Exit codes: 0 it would (warnings allowed), 1 it would not, 2 RECIPE cannot be read.
     """
+    removed: dict[str, list[str]] = {}
     if clean:
         from mergekit_select.check import remove_leftovers
 
-        removed = [str(path) for path in remove_leftovers(Path(out or recipe))]
-        print_report("check", {"ok": True, "removed": removed}, [f"removed {path}" for path in removed], as_json)
-        if out is None:
-            return
+        removed["removed"] = [str(path) for path in remove_leftovers(Path(out or recipe))]
+    said = [f"removed {path}" for paths in removed.values() for path in paths]
+    if clean and out is None:
+        print_report("check", {"ok": True, **removed}, said, as_json)
+        return
     # mergekit's imports make millions of objects that stay; looking for garbage among them takes a sixth of the time.
     gc.disable()
     from mergekit_select.check import check
@@ -72,5 +74,5 @@ def command(
             shown.update()
 
         report = check(recipe, out, merge_options, progress)
-    print_report("check", as_data(report), render(report), as_json)
+    print_report("check", {**as_data(report), **removed}, [*said, *render(report)], as_json)
     raise click.exceptions.Exit(YES if report.passes(strict) else NO)

@@ -12,7 +12,7 @@ from mergekit.options import MergeOptions
 from pydantic import ValidationError
 
 from mergekit_select import kinds
-from mergekit_select.errors import UnreadableError, one_line
+from mergekit_select.errors import RecipeError, UnreadableError, one_line
 from mergekit_select.findings import Findings, UnusableModelError
 from mergekit_select.inputs.digests import Digests, File
 from mergekit_select.inputs.hub import is_hub_id, is_pinned, offline, read_revision
@@ -70,12 +70,20 @@ def lock(
 
     Raises:
         UnreadableError: The recipe or a model cannot be read.
+        RecipeError: ``locations`` or ``upgrade`` names no model of the recipe.
     """
     earlier = {parent.reference: parent.commit for parent in (parents_of(kept.resolved_dependencies) if kept else ())}
     moved = located(text, place, locations or {})
     digests = digests or Digests()
     parents = []
-    for reference, roles in sorted(roles_of(text, place).items()):
+    named = sorted(roles_of(text, place).items())
+    unknown = {*upgrade} - {name for reference, _ in named for name in (reference, reference.partition("@")[0])}
+    if unknown:
+        raise RecipeError(
+            f"--upgrade must name a model of the recipe, got {', '.join(map(repr, sorted(unknown)))}; "
+            f"it names {', '.join(reference for reference, _ in named)}"
+        )
+    for reference, roles in named:
         stays = None if {reference, reference.partition("@")[0]} & set(upgrade) else earlier.get(reference)
         cache = options.transformers_cache
         parents.append(resolve(reference, roles, digests, cache, stays, moved.get(reference)))

@@ -212,14 +212,17 @@ def needs(parents: Sequence[Parent], tensors: TensorTable | None, options: Merge
 
 def require_space(found: Needs, out: Path | None, options: MergeOptions, findings: Findings) -> None:
     """Report disks that are too small."""
-    places = {Path(options.transformers_cache or constants.HF_HUB_CACHE): found.download}
+    wanted = {Path(options.transformers_cache or constants.HF_HUB_CACHE): found.download}
     if out is not None:
-        places[out] = found.written or found.read
-    for place, size in places.items():
+        wanted[out] = wanted.get(out, 0) + (found.written or found.read)
+    disks: dict[int, int] = {}
+    for place, size in wanted.items():
         there = next(folder for folder in (place, *place.absolute().parents) if os.path.exists(folder))
+        disk = os.stat(there).st_dev
+        disks[disk] = disks.get(disk, 0) + size  # the cache and the output may lie on one disk
         free = shutil.disk_usage(there).free
-        if size > free:
-            findings.add(kinds.DISK_FULL, str(place), f"{size:,} bytes, and {free:,} are free")
+        if disks[disk] > free:
+            findings.add(kinds.DISK_FULL, str(place), f"{disks[disk]:,} bytes, and {free:,} are free")
 
 
 def _width(dtype: str) -> int:
