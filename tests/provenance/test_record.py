@@ -221,6 +221,18 @@ def test_verify_records_what_stock_mergekit_wrote(tmp_path: Path) -> None:
     assert (out / "merge_provenance.json").read_bytes() == before
 
 
+def test_options_that_an_output_does_not_tell_are_not_recorded(tmp_path: Path) -> None:
+    config = recipe("linear", None, small_family().subs[:2], parameters={"weight": 1})
+    out = merge(config, tmp_path / "out", out_shard_size=20_000, safe_serialization=False)
+    for _ in range(2):
+        assert invoke("verify", out, "--record").exit_code == 0
+        definition = json.loads((out / "merge_provenance.json").read_text())["predicate"]["buildDefinition"]
+        options = definition["externalParameters"]["options"]
+        assert options["safe_serialization"] is False
+        assert "out_shard_size" not in options
+    assert invoke("reproduce", out).exit_code == 0
+
+
 def test_verify_of_a_model_on_a_hub(published: Hub) -> None:
     assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
     published.add("me/merge", Path("out"), licence=None)
@@ -228,6 +240,13 @@ def test_verify_of_a_model_on_a_hub(published: Hub) -> None:
     assert ran.exit_code == 0, ran.output
     published.fail("GET /api/models/me/merge", 403, X_Error_Code="GatedRepo")
     one_line(invoke("verify", "me/merge@other"), 2, "model me/merge@other: ")
+
+
+def test_nothing_is_recorded_in_the_cache(published: Hub, tmp_path: Path) -> None:
+    assert invoke("run", "yaml", "r.yml", "out", "--quiet", "--no-provenance").exit_code == 0
+    published.add("me/merge", Path("out"), licence=None)
+    one_line(invoke("verify", "me/merge", "--record", "--quiet"), 2, "--record writes into the folder of a merge")
+    assert not [*tmp_path.rglob("merge_provenance.json")]
 
 
 def test_verify_and_publish_take_the_recorded_options(published: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

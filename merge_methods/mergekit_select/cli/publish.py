@@ -60,7 +60,7 @@ def command(
     Exit codes: 0 published, 1 refused, 2 usage, or something cannot be read or sent.
     """
     from mergekit_select.findings import Severity
-    from mergekit_select.provenance import compared, lock, parents_of, read_record, read_text, record
+    from mergekit_select.provenance import compared, lock, of_output, parents_of, read_record, read_text, record
     from mergekit_select.provenance.card import card, read_results
     from mergekit_select.provenance.documents import write_text
     from mergekit_select.provenance.publishing import common_licence, refusals, upload
@@ -87,7 +87,8 @@ def command(
         kept = read_record(folder)
         if kept is None:
             text = read_text(answer.recipe)
-            record(folder, merge_options, lock(text, out, merge_options, locations=locations, digests=digests))
+            definition = lock(text, out, merge_options, locations=locations, digests=digests)
+            record(folder, merge_options, of_output(definition, folder, None))
             kept = read_record(folder)
         assert kept is not None
         definition = kept[0].definition

@@ -67,9 +67,19 @@ def command(
 
     Exit codes: 0 the same, 1 not the same or unfinished, 2 usage, or something cannot be read.
     """
+    from mergekit_select.errors import UnreadableError
     from mergekit_select.findings import Severity
     from mergekit_select.inputs.files import RECIPE
-    from mergekit_select.provenance import compared, lock, obtained, read_text, record, require_unchanged
+    from mergekit_select.provenance import (
+        compared,
+        lock,
+        obtained,
+        of_output,
+        read_record,
+        read_text,
+        record,
+        require_unchanged,
+    )
     from mergekit_select.provenance.signing import signature_findings
     from mergekit_select.verification import verify
     from mergekit_select.verification.text import as_data, render
@@ -78,11 +88,17 @@ def command(
     apply_threads(merge_options)
     with counting("Hashing", quiet) as digests:
         folder = obtained(out, merge_options)
+        if recording and not os.path.isdir(out):
+            raise UnreadableError(
+                f"--record writes into the folder of a merge, and {out} is a model on a hub; "
+                f"download it with `hf download {out} --local-dir DIR`, and give DIR"
+            )
         changed, locations, merge_options = compared(folder, recipe, locations, digests, merge_options, given_options())
         source, definition = Path(recipe or folder / RECIPE), None
         if recording and os.path.isfile(source):  # before the models are read: they may change meanwhile
             text = read_text(source)
             definition = lock(text, str(source), merge_options, locations=locations, digests=digests)
+            definition = of_output(definition, folder, read_record(folder))
     signature = signature_findings(folder, trust)
     answer = verify(
         folder,

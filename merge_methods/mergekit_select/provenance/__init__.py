@@ -8,7 +8,7 @@ from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.locking import configuration, lock
 from mergekit_select.provenance.merging import require_opened, require_unchanged
 from mergekit_select.provenance.parents import parents_of
-from mergekit_select.provenance.recording import read_record, record, table
+from mergekit_select.provenance.recording import of_output, read_record, record, table
 from mergekit_select.provenance.sources import compared, obtained
 from mergekit_select.provenance.statement import BuildDefinition
 
@@ -20,6 +20,7 @@ __all__ = [
     "default_store",
     "lock",
     "obtained",
+    "of_output",
     "parents_of",
     "read_record",
     "read_text",

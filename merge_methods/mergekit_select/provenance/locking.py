@@ -183,12 +183,10 @@ def stale(recorded: BuildDefinition, now: BuildDefinition, place: str) -> Findin
     before, after = recorded.external_parameters, now.external_parameters
     if before.recipe != after.recipe:
         found.add(kinds.LOCK_RECIPE, place, after.recipe.sha256, expected=before.recipe.sha256)
-    for name in sorted(before.options.keys() | after.options.keys()):
-        expected, value = before.options.get(name), after.options.get(name)
-        if expected != value:
-            found.add(
-                kinds.LOCK_OPTION, "options", repr(value), option=f"--{name.replace('_', '-')}", expected=expected
-            )
+    for name, option in sorted(before.options.items()):
+        if (value := after.options.get(name)) != option:
+            told = {"option": f"--{name.replace('_', '-')}", "expected": option}
+            found.add(kinds.LOCK_OPTION, "options", repr(value), **told)
     known = {parent.reference: parent for parent in parents_of(recorded.resolved_dependencies)}
     there = {parent.reference: parent for parent in parents_of(now.resolved_dependencies)}
     for reference in sorted(known.keys() ^ there.keys()):

@@ -113,6 +113,24 @@ def record(
     return statement
 
 
+def of_output(definition: BuildDefinition, folder: Path, kept: tuple[Statement, TensorTable] | None) -> BuildDefinition:
+    """Return the definition of a merge that was not seen: of its options, those that the folder tells.
+
+    Args:
+        definition: As ``lock`` gives it.
+        folder: What the merge wrote.
+        kept: Its record, if it has one: what that holds stays.
+    """
+    recorded = {} if kept is None else kept[0].definition.external_parameters.options
+    if "out_shard_size" in recorded:
+        return definition
+    options = dict(definition.external_parameters.options)
+    del options["out_shard_size"]
+    options["safe_serialization"] = not any(name.endswith(".bin") for name in file_names(folder))
+    external = definition.external_parameters.model_copy(update={"options": options})
+    return definition.model_copy(update={"external_parameters": external})
+
+
 def table(tensors: Mapping[str, tuple[StoredTensor, str]]) -> TensorTable:
     """Return the identity of tensors from their descriptions and digests, as ``execution`` gives them."""
     entries = {
