@@ -72,8 +72,8 @@ def card(
         f"## Make it again\n\n{promise}\n\n```sh\npip install mergekit-select=={version.get('mergekit-select', '')}\n"
         f"mergekit-select reproduce {repository}\n```\n\n"
         f"`{STATEMENT}` says from which bytes this model was made (in-toto Statement v1, SLSA provenance v1), and "
-        f"`{TENSORS}` holds the digest of every tensor. `mergekit-select verify {repository}` compares the files with the "
-        f"former, and derives every tensor again.",
+        f"`{TENSORS}` holds the digest of every tensor. `mergekit-select verify {repository}` compares the files "
+        f"with the former, and derives every tensor again.",
         f"## Recipe\n\n```yaml\n{definition.recipe.strip()}\n```",
     ]
     if table is not None:
