@@ -122,7 +122,14 @@ def test_report_and_figures_need_nothing_but_the_file(found: Results, tmp_path: 
 
 
 THROWN = ["smollm2-clinc150", "smollm2-gsm8k"]
-ALONE = ["quick", "gsm8k-small", "smollm2-gsm8k-constant", "smollm2-tasks/clinc150", "smollm2-tasks/gsm8k"]
+ALONE = [
+    "quick",
+    "gsm8k-small",
+    "smollm2-gsm8k-constant",
+    "smollm2-gsm8k-double",
+    "smollm2-tasks/clinc150",
+    "smollm2-tasks/gsm8k",
+]
 
 
 @pytest.mark.parametrize("name", [*ALONE, *(f"{name}/throw-{k}" for name in THROWN for k in (1, 2))])
