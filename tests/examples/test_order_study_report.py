@@ -125,10 +125,8 @@ THROWN = ["smollm2-clinc150", "smollm2-gsm8k"]
 ALONE = [
     "quick",
     "gsm8k-small",
-    "smollm2-gsm8k-constant",
-    "smollm2-gsm8k-double",
-    "smollm2-tasks/clinc150",
-    "smollm2-tasks/gsm8k",
+    *(f"smollm2-gsm8k-{name}" for name in ("constant", "double")),
+    *(f"smollm2-tasks/{name}" for name in ("clinc150", "gsm8k")),
 ]
 
 
