@@ -71,6 +71,10 @@ NOT_RUN = {
     "SMOLLM2=HuggingFaceTB/SmolLM2-135M-Instruct": "it only sets variables",
     "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml": "hours, GSM8K and SmolLM2; "
     "tests/examples/test_order_study_controls.py has a small one with all controls",
+    "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml --out runs/smollm2-gsm8k-double "
+    "--set 'throws=[]' --set 'orders=[1, 2, 3]' --set fine_tuning.seed=1 --set 'controls=[stretch-1.1]' "
+    "--set 'merging.seeds=[0]' "
+    "--set fine_tuning.learning_rate=4.0e-4": "an hour, of the same",
     "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml --out runs/smollm2-gsm8k-constant "
     "--set 'throws=[]' --set 'orders=[1, 2, 3]' --set fine_tuning.seed=1 --set 'controls=[stretch-1.1]' "
     "--set 'merging.seeds=[0]' "
