@@ -140,7 +140,7 @@ def test_published_signed_and_verified_by_a_stranger(
     written(Path("r.yml"), recipe("linear", None, ["org/sub-0", "org/sub-1"], parameters={"weight": 1}))
     assert invoke("run", "yaml", "r.yml", "out", "--quiet").exit_code == 0
     online.add("me/used", {"notes.txt": b"x"}, licence=None)
-    ran = invoke("publish", "out", "me/used", "--signing-key", keys / "mine.pem")
+    ran = invoke("publish", "out", "me/used", "--public", "--signing-key", keys / "mine.pem")
     one_line_of = [line for line in ran.stderr.splitlines() if line.startswith("Error: ")]
     assert ran.exit_code == 1
     assert "me/used must hold no files beside those that are signed" in one_line_of[0]
