@@ -39,6 +39,8 @@ KEY_MISSPELT = _error("unknown-key",
 KEY_MISPLACED = _error("unknown-key",
     "{key} is one value for the whole merge, and mergekit ignores it for a single model",
     "move it to the recipe's parameters")
+KEY_NOT_A_PARAMETER = _error("unknown-key",
+    "{key} is a parameter of the method, and mergekit ignores it outside of parameters", "move it to {where}")
 KEY_IGNORED = _warning("unknown-key",
     "mergekit silently ignores the key {key} here", "remove it, or see which method it belongs to")
 METHOD_UNKNOWN = _error("unknown-method",
@@ -47,6 +49,11 @@ PLUGIN_INACTIVE = _error("plugin-inactive",
     "mergekit-yaml will not know the method here: {why}",
     "run `mergekit-select run yaml RECIPE OUT` instead, or install mergekit-select with pip in site-packages")
 BASE_PARAMETER_IGNORED = _warning("base-parameter-ignored", "mergekit ignores {name} for the base model", "remove it")
+BASE_LISTED = _note("base-listed",
+    "the base is never drawn, so this entry does nothing", "to have it drawn like the others, leave base_model out")
+WEIGHT_OF_ALL = _warning("weight-of-all",
+    "a list is a gradient over the layers, here the same for every model, and weights that are equal change nothing",
+    "give each model a weight under its own parameters")
 DTYPE_UNKNOWN = _error("dtype-unknown",
     "{key} must be a floating dtype that mergekit knows; it would fail, or write integers, halfway",
     "write bfloat16, float16, float32 or float64")
@@ -82,6 +89,8 @@ MODEL_INCOMPLETE = _error("model-missing", "{problem}", "copy or download the mo
 MODEL_WITHOUT_WEIGHTS = _error("model-missing",
     "{folder} has neither model.safetensors nor pytorch_model.bin, whole or with an index",
     "copy or download the model again")
+MODEL_IS_RUN = _error("model-missing",
+    "{folder} has no weights of its own, and holds the states of a training", "give one of them, such as {last}")
 MODEL_IS_ADAPTER = _error("model-missing",
     "the folder is a LoRA adapter, not a model", "write BASE+{name}, and give --lora-merge-cache")
 MODEL_HAS_GGUF = _error("model-quantised",
@@ -215,6 +224,10 @@ PLAN_FAILED = _error("plan-failed", "mergekit cannot plan the merge: {problem}")
 TENSOR_NOT_PLANNED = _error("plan-failed", "{problem}")
 ARCHITECTURE_NOT_INFERRED = _error("plan-failed",
     "mergekit cannot infer the architecture: {problem}", "choose models that mergekit knows")
+BASE_MISSING = _error("inputs",
+    "{method} needs a base model, and the recipe names none", "add base_model: what the models were fine-tuned from")
+BASE_NOT_A_SOURCE = _error("inputs",
+    "where a recipe has slices, mergekit wants base_model among the sources of each", "list it there too")
 INPUTS = _error("inputs", "{problem}", "see what {method} takes, and name each model once")
 LAYER_RANGE = _error("layer-range",
     "layer_range must be [first, end) with 0 <= first <= end <= {count}, the model's number of layers",
@@ -304,6 +317,7 @@ MEMORY = _warning("memory",
 
 CONFIG_MISSING = _error("unfinished", "missing: mergekit writes it after all tensors")
 WEIGHTS_MISSING = _error("unfinished", "no weights are there: the merge has not ended", "merge again")
+MERGE_UNFINISHED = _error("unfinished", "the merge has not ended", "give the same merge command again: it goes on")
 SHARD_MISSING = _error("unfinished", "missing: {index} names this shard", "merge again")
 INDEX_MISSING = _error("unfinished", "missing: mergekit writes it after all shards", "merge again")
 SHARD_TEMPORARY = _error("unfinished", "left by a merge that was interrupted", "merge again into an empty folder")

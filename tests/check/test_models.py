@@ -15,6 +15,7 @@ import torch
 from mergekit_select.check import opening
 from mergekit_select.findings import Severity
 from tests.check.cases import Case, Cases, checked, kinds, only
+from tests.support.adapters import write_adapter
 from tests.support.checkpoints import (
     Tensors,
     copied,
@@ -38,6 +39,18 @@ def model_without_weights(llamas: Family, tmp: Path) -> Case:
     folder = copied(llamas.subs[0], tmp / "sub")
     (folder / "model.safetensors").unlink()
     return Case(recipe(SELECTION, llamas.base, [folder]))
+
+
+@CASES.add("model-missing")
+def adapter_without_its_base(llamas: Family, tmp: Path) -> Case:
+    return Case(recipe(SELECTION, llamas.base, [write_adapter(tmp / "lora")]))
+
+
+@CASES.add("model-missing")
+def folder_of_a_training(llamas: Family, tmp: Path) -> Case:
+    for step in (9, 10):
+        copied(llamas.subs[0], tmp / "run" / f"checkpoint-{step}")
+    return Case(recipe(SELECTION, llamas.base, [tmp / "run"]))
 
 
 @CASES.add("model-missing")
@@ -207,3 +220,16 @@ def test_a_file_is_no_model(name: str, kind: str, llamas: Family, tmp_path: Path
     file.write_bytes(b"")
     report = checked(tmp_path, recipe(SELECTION, llamas.base, [file, llamas.subs[0]]))
     assert [(f.kind, f.place) for f in report.findings if f.severity is Severity.ERROR] == [(kind, "models[0].model")]
+
+
+def test_a_folder_that_is_no_model_but_has_one(llamas: Family, tmp_path: Path) -> None:
+    """An adapter, the folder of a training, a GGUF file: each is named, with what to give instead."""
+    for make, remedy in (
+        (adapter_without_its_base, "write BASE+"),
+        (folder_of_a_training, f"give one of them, such as {tmp_path / 'run' / 'checkpoint-10'}"),
+    ):
+        assert only(checked(tmp_path, make(llamas, tmp_path).config), "model-missing").remedy.startswith(remedy)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "model.gguf").touch()
+    report = checked(tmp_path, recipe(SELECTION, llamas.base, [tmp_path / "packed"]))
+    assert only(report, "model-quantised").message.startswith("mergekit reads no GGUF files")

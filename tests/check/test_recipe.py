@@ -49,6 +49,21 @@ def seed_given_to_one_model(llamas: Family, tmp: Path) -> Case:
     return Case(config, lambda out: digests(out) == digests(tmp / "plain"))
 
 
+@CASES.add("unknown-key")
+def weight_beside_the_parameters(llamas: Family, tmp: Path) -> Case:
+    good = recipe(SELECTION, llamas.base, llamas.subs)
+    merge(good, tmp / "plain")
+    models = [{**good["models"][0], "weight": 2}, *good["models"][1:]]
+    return Case({**good, "models": models}, lambda out: digests(out) == digests(tmp / "plain"))
+
+
+@CASES.add("unknown-key")
+def seed_beside_the_parameters(llamas: Family, tmp: Path) -> Case:
+    good = recipe(SELECTION, llamas.base, llamas.subs)
+    merge(good, tmp / "plain")
+    return Case({**good, "seed": 3}, lambda out: digests(out) == digests(tmp / "plain"))
+
+
 @CASES.add("unknown-method")
 def misspelt_method(llamas: Family, tmp: Path) -> Case:
     return Case(recipe("parameter_selecton", llamas.base, llamas.subs))
@@ -134,3 +149,49 @@ def test_no_base_model_matters_where_models_differ(llamas: Family, tmp_path: Pat
     other = copied(llamas.subs[2], tmp_path / "sub", rope_theta=20000.0)
     report = checked(tmp_path, recipe(SELECTION, None, [*llamas.subs[:2], other]))
     assert only(report, "no-base-model").severity is Severity.WARNING
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "remedy"),
+    [
+        ({"seed": 3}, "seed", "move it to the recipe's parameters"),
+        ({"weight": 3}, "weight", "move it to parameters"),
+    ],
+)
+def test_a_parameter_beside_the_parameters(
+    llamas: Family, tmp_path: Path, change: dict[str, int], place: str, remedy: str
+) -> None:
+    config = recipe(SELECTION, llamas.base, llamas.subs)
+    finding = only(checked(tmp_path, config | change), "unknown-key")
+    assert (finding.place, finding.remedy) == (place, remedy)
+    models = [{**config["models"][0], "weight": 3}, *config["models"][1:]]
+    finding = only(checked(tmp_path, {**config, "models": models}), "unknown-key")
+    assert (finding.place, finding.remedy) == ("models[0].weight", "move it to models[0].parameters")
+
+
+@pytest.mark.parametrize("method", [SELECTION, RESAMPLING])
+def test_a_base_among_the_models(llamas: Family, tmp_path: Path, method: str) -> None:
+    """mergekit's recipes often list it, without parameters; who wants it drawn should hear that it is not."""
+    finding = only(checked(tmp_path, recipe(method, llamas.base, [llamas.base, *llamas.subs])), "base-listed")
+    assert (finding.severity, finding.place) == (Severity.NOTE, "models[0].model")
+
+
+def test_a_list_of_weights_for_the_whole_merge(llamas: Family, tmp_path: Path) -> None:
+    config = recipe(SELECTION, llamas.base, llamas.subs, parameters={"weight": [2, 1, 1]})
+    merge(config, tmp_path / "weighted")
+    assert digests(tmp_path / "weighted") == digests(
+        merge(recipe(SELECTION, llamas.base, llamas.subs), tmp_path / "plain")
+    )
+    assert only(checked(tmp_path, config), "weight-of-all").severity is Severity.WARNING
+    own = recipe(
+        SELECTION, llamas.base, llamas.subs, model_parameters=[{"weight": 1}, {}, {}], parameters={"weight": [2, 1, 1]}
+    )
+    assert "weight-of-all" not in kinds(checked(tmp_path, own))
+
+
+def test_recipes_without_the_base_that_they_need(llamas: Family, tmp_path: Path) -> None:
+    finding = only(checked(tmp_path, recipe(RESAMPLING, None, llamas.subs)), "inputs")
+    assert (finding.place, finding.remedy) == ("base_model", "add base_model: what the models were fine-tuned from")
+    sources = [{"model": str(sub), "layer_range": [0, 2]} for sub in llamas.subs]
+    config = {"merge_method": SELECTION, "base_model": str(llamas.base), "slices": [{"sources": sources}]}
+    assert only(checked(tmp_path, config), "inputs").remedy == "list it there too"

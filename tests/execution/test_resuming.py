@@ -25,6 +25,7 @@ from mergekit_select.execution import local, work
 from mergekit_select.execution.local import Outcome, merge
 from mergekit_select.execution.request import Request
 from tests.support.checkpoints import copied
+from tests.support.commands import invoke
 from tests.support.recipes import merge as merge_stock
 
 SIZE = 4_000  # bytes of a file, which make a dozen of the small Llama
@@ -254,6 +255,20 @@ def test_another_model_in_the_folder(llamas: Any, tmp_path: Path, name: str) -> 
     (tmp_path / "out" / name).touch()
     with pytest.raises(PlanError, match=f"must hold no other model, and holds {name}; remove it"):
         begun(write_recipe(tmp_path, llamas), tmp_path / "out")
+
+
+def test_verify_knows_an_unfinished_merge(llamas: Any, tmp_path: Path) -> None:
+    file, out = write_recipe(tmp_path, llamas), tmp_path / "out"
+    assert not begun(file, out, (1, 2)).finished
+    ran = invoke("verify", out)
+    assert ran.exit_code == 1, ran.output
+    assert "unfinished: .merge: the merge has not ended; give the same merge command again" in ran.output
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_a_dtype_that_mergekit_does_not_know(llamas: Any, tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(PlanError, match=f"^dtype must be a floating dtype .* write bfloat16, .*, got '{dtype}'$"):
+        begun(write_recipe(tmp_path, llamas, dtype=dtype), tmp_path / "out")
 
 
 def test_another_model_in_the_folder_of_an_unfinished_merge(llamas: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from mergekit_select import kinds
 from mergekit_select.findings import Findings
+from mergekit_select.methods import OWN
 
 CLOSE = 0.75  # difflib's ratio at and above which an unknown name is taken for a misspelt one
 
@@ -40,6 +41,7 @@ class _Keys:
         self._reference(raw.get("base_model"), "base_model")
         self._parameters(raw.get("parameters"), "parameters", False)
         self._module(raw, "")
+        self._weight_of_all(raw)
         for name, module in _items(raw.get("modules")):
             place = f"modules.{name}."
             self._known(module, schema.OutputModuleDefinition, place)
@@ -68,11 +70,25 @@ class _Keys:
         self._parameters(parameters, f"{place}parameters", True)
         if base is None or _as_text(_get(raw, "model")) != base or self.method is None:
             return
+        if self.method.spec.name in OWN:
+            self.findings.add(kinds.BASE_LISTED, f"{place}model", base)
         for parameter in self.method.spec.parameters:
             name = parameter.name
             if parameter.scope is ParameterScope.NON_BASE and name in _mapping(parameters):
                 value = _get(parameters, name)
                 self.findings.add(kinds.BASE_PARAMETER_IGNORED, f"{place}parameters.{name}", value, name=name)
+
+    def _weight_of_all(self, raw: Mapping[str, Any]) -> None:
+        """Find a list of weights that was meant to have one for each model."""
+        weight = _get(raw.get("parameters"), "weight")
+        if self.method is None or self.method.spec.name not in OWN or not isinstance(weight, list):
+            return
+        if any(isinstance(entry, dict) for entry in weight):  # filters
+            return
+        sliced = [_get(output, "sources") for _, output in _numbered(raw.get("slices"))]
+        inputs = [entry for entries in (raw.get("models"), *sliced) for _, entry in _numbered(entries)]
+        if not any("weight" in _mapping(_get(entry, "parameters")) for entry in inputs):
+            self.findings.add(kinds.WEIGHT_OF_ALL, "parameters.weight", weight)
 
     def _reference(self, raw: object, place: str) -> None:
         self._known(raw, ModelReference, f"{place}.")
@@ -98,6 +114,10 @@ class _Keys:
                     self._known(entry, schema.ConditionalParameter, f"{here}[{number}].")
 
     def _unknown(self, place: str, key: str, value: object, known: Iterable[str]) -> None:
+        if key in self.shared | self.per_input:
+            where = f"{place.rpartition('.')[0]}.parameters" if key in self.per_input else "the recipe's parameters"
+            self.findings.add(kinds.KEY_NOT_A_PARAMETER, place, value, key=key, where=where.removeprefix("."))
+            return
         near = difflib.get_close_matches(key, list(known), 1, CLOSE)
         elsewhere = any(key == p.name for method in registered_methods() for p in method.spec.parameters)
         # Recipes often carry parameters of other methods on, which does no harm.

@@ -8,7 +8,6 @@ import site
 import sys
 from pathlib import Path
 
-from mergekit.common import dtype_from_name
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import MergeMethod, registered_methods
 from mergekit.options import MergeOptions
@@ -22,6 +21,7 @@ from mergekit_select.errors import one_line
 from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.recipe import Recipe
 from mergekit_select.planner.internals import chat_template_names
+from mergekit_select.planner.plan import unknown_dtypes
 from mergekit_select.planner.vocabulary import tokenizer_source
 
 
@@ -87,14 +87,8 @@ def why_inactive() -> str | None:
 
 
 def _dtypes(config: MergeConfiguration, findings: Findings) -> None:
-    for key in ("dtype", "out_dtype"):
-        name = getattr(config, key)
-        try:
-            dtype = dtype_from_name(name)
-        except RuntimeError:
-            dtype = None
-        if name and (dtype is None or not dtype.is_floating_point):
-            findings.add(kinds.DTYPE_UNKNOWN, key, name, key=key)
+    for key, name in unknown_dtypes(config):
+        findings.add(kinds.DTYPE_UNKNOWN, key, name, key=key)
 
 
 def _chat_template(config: MergeConfiguration, findings: Findings) -> None:

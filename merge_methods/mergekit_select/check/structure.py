@@ -85,7 +85,13 @@ def _fits(merge: MergeUnderCheck, planning: Planning) -> bool:
     try:
         planning.normalise()
     except ValueError as error:
-        merge.findings.add(kinds.INPUTS, "models", problem=merge.explain(error), method=merge.config.merge_method)
+        problem = merge.explain(error)
+        kind, place = kinds.INPUTS, "models"
+        if problem.startswith("Merge method requires a base input"):
+            kind, place = kinds.BASE_MISSING, "base_model"
+        elif problem.startswith("Base input is not present") and merge.config.slices:
+            kind, place = kinds.BASE_NOT_A_SOURCE, "slices"
+        merge.findings.add(kind, place, problem=problem, method=merge.config.merge_method)
         return False
     except Exception as error:
         merge.findings.add(kinds.PLAN_FAILED, "models", problem=merge.explain(error))

@@ -119,11 +119,11 @@ def merge_file(request: Request, name: str, folder: str) -> None:
     """Merge what is missing of one file of the output, on a node of the cluster."""
     from mergekit_select.execution.job import opened_job
     from mergekit_select.execution.work import work
-    from mergekit_select.execution.workspace import NAME
+    from mergekit_select.inputs.files import WORKSPACE
     from mergekit_select.planner.together import share_threads
 
     node = socket.gethostname()
-    for path in (request.recipe, Path(request.out, NAME, "plan.json"), folder):
+    for path in (request.recipe, Path(request.out, WORKSPACE, "plan.json"), folder):
         if not os.path.exists(path):
             raise UnreadableError(f"node {node} does not see {path}; every node must see recipe, models and output")
     os.chdir(folder)  # relative paths in a recipe begin here

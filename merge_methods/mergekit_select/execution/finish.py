@@ -11,11 +11,11 @@ from pathlib import Path
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.execution.job import Job, require_no_other
 from mergekit_select.execution.work import stored_digests
-from mergekit_select.execution.workspace import FINISHING, NAME
+from mergekit_select.execution.workspace import FINISHING
 from mergekit_select.findings import some
 from mergekit_select.inputs.checkpoint import StoredTensor
 from mergekit_select.inputs.digests import Digests
-from mergekit_select.inputs.files import model_names, names_in, state, sync
+from mergekit_select.inputs.files import WORKSPACE, model_names, names_in, state, sync
 from mergekit_select.planner.companions import finish_folder
 
 _LAST = "config.json"  # without it no folder is a model
@@ -110,7 +110,7 @@ def _require_kept(job: Job, digests: Mapping[str, str], rehash: bool) -> None:
     if wrong:
         raise UnreadableError(
             f"{out} was finished, and {some(sorted(wrong))} must be as the merge left it, and is not; "
-            f"remove the folder, its {NAME} included, and merge again"
+            f"remove the folder, its {WORKSPACE} included, and merge again"
         )
     if kept:
         _require_own(job, beside)

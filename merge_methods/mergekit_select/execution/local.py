@@ -168,10 +168,10 @@ def help_merge(request: Request, number: int, jobs: int | None) -> None:
     _load()
     from mergekit_select.execution.job import opened_job
     from mergekit_select.execution.work import work
-    from mergekit_select.execution.workspace import NAME
+    from mergekit_select.inputs.files import WORKSPACE
     from mergekit_select.planner.together import share_threads
 
-    while not Path(request.out, NAME, "plan.json").exists():
+    while not Path(request.out, WORKSPACE, "plan.json").exists():
         if not parent.is_alive():
             return
         time.sleep(_PAUSE)

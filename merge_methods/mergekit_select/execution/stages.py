@@ -11,8 +11,7 @@ from mergekit.scripts.multimerge import load_config
 
 from mergekit_select.errors import PlanError, RecipeError, UnreadableError, one_line
 from mergekit_select.execution.request import Request
-from mergekit_select.execution.workspace import NAME
-from mergekit_select.inputs.files import write_whole
+from mergekit_select.inputs.files import WORKSPACE, write_whole
 from mergekit_select.inputs.recipe import parse_recipes, read_text
 
 
@@ -46,7 +45,7 @@ def staged(request: Request, intermediate: str) -> list[tuple[str | None, Reques
     result: list[tuple[str | None, Request]] = []
     for name in names:
         out = Path(request.out if name is None else Path(intermediate, name))
-        recipe_file = out / NAME / "recipe.yml"
+        recipe_file = out / WORKSPACE / "recipe.yml"
         try:
             recipe_file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(recipe_file, configs[name].to_yaml())

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_select.errors import UnreadableError
-from mergekit_select.inputs.files import names_in, read_json, sync, write_whole
+from mergekit_select.inputs.files import WORKSPACE, names_in, read_json, sync, write_whole
 
-NAME = ".merge"
 # Bytes of the lock file, each of which is locked for something. No byte needs to be there to be locked, and the system
 # unlocks what a process had locked when it dies.
 WHOLE, PLANNING, FINISHING = 0, 1, 2
@@ -44,7 +43,7 @@ class Workspace:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        root = out / NAME
+        root = out / WORKSPACE
         self.files, self.union, self.staging = root / "files", root / "tokenizer", root / "finish"
         self._records, self._plan, self._digests = root / "parts", root / "plan.json", root / "tensors.json"
         self._working = (self._records, self.files, self.staging, self.union)  # gone once the merge is finished

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ DTYPES = {
     "I64": ("int64", 64),
     "U64": ("uint64", 64),
 }
+
+_SAVED = re.compile(r"checkpoint-\d+")  # a state that transformers' Trainer saves within its folder
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
         raise UnusableModelError(kinds.MODEL_IS_GGUF if gguf else kinds.MODEL_IS_FILE)
     try:
         require_regular_files(folder)
-        config = read_json(folder / "config.json")
         weights = _weights_file(name, folder)
+        config = read_json(folder / "config.json")
         tensors, shards = _read_weights(folder, weights)
         files = frozenset((status.st_dev, status.st_ino) for status in (os.stat(folder / shard) for shard in shards))
     except UnusableModelError:
@@ -137,6 +140,10 @@ def _weights_file(name: str, folder: Path) -> str:
         raise UnusableModelError(kinds.MODEL_HAS_GGUF, folder=folder, files=some(ggufs))
     if "adapter_config.json" in names:
         raise UnusableModelError(kinds.MODEL_IS_ADAPTER, name=name)
+    saved = [name for name in names if _SAVED.fullmatch(name)]
+    if saved:
+        last = max(saved, key=lambda name: int(name.rpartition("-")[2]))
+        raise UnusableModelError(kinds.MODEL_IS_RUN, folder=folder, last=folder / last)
     raise UnusableModelError(kinds.MODEL_WITHOUT_WEIGHTS, folder=folder)
 
 

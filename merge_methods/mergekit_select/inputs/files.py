@@ -13,6 +13,7 @@ from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file, require_inside, require_regular_files
 
 RECIPE = "mergekit_config.yml"  # what mergekit calls the recipe that it leaves in the folder of a merge
+WORKSPACE = ".merge"  # the folder in the output in which `mergekit-select merge` works
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -16,14 +16,15 @@ from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
-from mergekit_select.errors import UnreadableError, one_line
+from mergekit_select import kinds
+from mergekit_select.errors import PlanError, UnreadableError, one_line
 from mergekit_select.inputs.checkpoint import read_header
 from mergekit_select.inputs.files import require_readable
 from mergekit_select.inputs.hub import require_repository
 from mergekit_select.inputs.references import is_local
 from mergekit_select.planner.engine import Engine, at
 from mergekit_select.planner.internals import isolated
-from mergekit_select.planner.plan import Plan, Planning
+from mergekit_select.planner.plan import Plan, Planning, unknown_dtypes
 from mergekit_select.planner.reading import Loader
 
 
@@ -77,6 +78,8 @@ def _plan(config: MergeConfiguration, options: MergeOptions, cache: LoaderCache)
     own = config.model_copy(deep=True)  # the planner rewrites it
     with at("the recipe"):
         merge_methods.get(own.merge_method)
+    for key, name in unknown_dtypes(own):
+        raise PlanError(f"{kinds.DTYPE_UNKNOWN.text(key=key)}, got {name!r}")
     for model in sorted(own.referenced_models(), key=str):
         with at(f"model {model}", UnreadableError):
             _open(model, cache, options)

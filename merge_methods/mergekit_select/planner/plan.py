@@ -6,7 +6,7 @@ from the models themselves, which ``opening`` opens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,18 @@ from mergekit.tokenizer import BuildTokenizer
 from transformers import PretrainedConfig
 
 from mergekit_select.planner.internals import output_config
+
+
+def unknown_dtypes(config: MergeConfiguration) -> Iterator[tuple[str, str]]:
+    """Yield key and value of a recipe's dtypes that mergekit does not know, or that hold no floating-point numbers."""
+    for key in ("dtype", "out_dtype"):
+        name = getattr(config, key)
+        try:
+            dtype = dtype_from_name(name)
+        except RuntimeError:
+            dtype = None
+        if name and (dtype is None or not dtype.is_floating_point):
+            yield key, name
 
 
 @dataclass(frozen=True)

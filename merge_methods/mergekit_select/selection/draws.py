@@ -46,8 +46,8 @@ def stream_key(seed: int, name: str, draw_round: int = 0) -> int:
     Raises:
         ParameterError: The seed is out of range.
     """
-    if not 0 <= seed < SEED_LIMIT:
-        raise ParameterError(f"seed must be an integer in [0, 2^63), got {seed}")
+    if not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+        raise ParameterError(f"seed must be an integer in [0, 2^63), got {seed!r}")
     message = (
         _DOMAIN + seed.to_bytes(8, "little") + draw_round.to_bytes(4, "little") + name.encode("utf-8", "surrogatepass")
     )

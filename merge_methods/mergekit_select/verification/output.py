@@ -14,7 +14,7 @@ import torch
 
 from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError, one_line
-from mergekit_select.findings import Finding, Findings
+from mergekit_select.findings import Finding, Findings, finding
 from mergekit_select.inputs.bounds import require_regular_files
 from mergekit_select.inputs.checkpoint import read_header
 from mergekit_select.inputs.files import (
@@ -22,6 +22,7 @@ from mergekit_select.inputs.files import (
     RECIPE,
     TRANSFORMERS_LOADS,
     WEIGHTS,
+    WORKSPACE,
     first_loaded,
     read_json,
     read_weight_map,
@@ -78,6 +79,8 @@ def open_output(folder: str | os.PathLike[str]) -> Output:
     weights = [name for name in names if WEIGHTS.fullmatch(name)]
     indexes = [name for name in INDEXES if name in names]
     if not weights and not indexes and RECIPE not in names and "config.json" not in names:
+        if (root / WORKSPACE / "plan.json").exists():
+            return Output(root, {}, None, None, (finding(kinds.MERGE_UNFINISHED, WORKSPACE),))
         raise UnreadableError(f"{root} holds nothing that a merge writes; give the folder that mergekit-yaml wrote")
     problems = Findings()
     if "config.json" in names:
