@@ -109,6 +109,15 @@ def test_bad_files(file: Path, change: tuple[str, str], code: int, text: str) ->
     assert not Path("out", "config.json").exists()
 
 
+def test_keys_that_mergekit_ignores_are_told(file: Path) -> None:
+    file.write_text(file.read_text().replace("name: average", "name: average\nsed: 3"))
+    ran = invoke("merge", "m.yml", "out", "-I", "parts", "--quiet", "--jobs", 1, "--json")
+    assert ran.exit_code == 0, ran.output
+    said = "warning unknown-key at average: sed: mergekit silently ignores the key sed here (got 3)"
+    assert ran.stderr.startswith(said)
+    assert [note.startswith(said) for note in json.loads(ran.stdout)["notes"]] == [True]
+
+
 def test_no_merge_for_the_output(file: Path) -> None:
     file.write_text(file.read_text().rpartition("---")[0])
     one_line(invoke("merge", "m.yml", "out", "-I", "parts", "--quiet"), 1, "must have a merge without a name")

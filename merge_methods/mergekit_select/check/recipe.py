@@ -6,6 +6,7 @@ import difflib
 import os
 import site
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mergekit.config import MergeConfiguration
@@ -18,8 +19,8 @@ from mergekit_select import _plugins, _startup, kinds
 from mergekit_select.check.keys import CLOSE, check_keys
 from mergekit_select.check.merge import MergeUnderCheck
 from mergekit_select.errors import one_line
-from mergekit_select.findings import Findings, some
-from mergekit_select.inputs.recipe import Recipe
+from mergekit_select.findings import Finding, Findings, some
+from mergekit_select.inputs.recipe import Recipe, read_recipes
 from mergekit_select.planner.internals import chat_template_names
 from mergekit_select.planner.plan import unknown_dtypes
 from mergekit_select.planner.vocabulary import tokenizer_source
@@ -43,6 +44,21 @@ def check_recipe(recipe: Recipe, options: MergeOptions, findings: Findings) -> M
     if config is None or method is None:
         return None
     return MergeUnderCheck(recipe.name, config, method, options)
+
+
+def ignored_keys(path: str | Path) -> Sequence[Finding]:
+    """Return the keys of a recipe file that mergekit ignores; no model is looked at.
+
+    Raises:
+        RecipeError: The file cannot be read as a recipe.
+    """
+    methods = {method.spec.name: method for method in registered_methods()}
+    found = Findings()
+    for recipe in read_recipes(path):
+        within = Findings()
+        check_keys(recipe.raw, methods.get(str(recipe.raw.get("merge_method"))), within)
+        found += [one if recipe.name is None else one.within(recipe.name) for one in within]
+    return [one for one in found if one.kind == kinds.KEY_IGNORED.name]
 
 
 def _parse(recipe: Recipe, findings: Findings) -> MergeConfiguration | None:

@@ -17,7 +17,7 @@ import yaml
 from mergekit_select.cli._errors import NO, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options
 from mergekit_select.cli._output import bar, counting, print_report
-from mergekit_select.errors import MergekitSelectError, PlanError
+from mergekit_select.errors import MergekitSelectError, PlanError, escaped
 from mergekit_select.inputs.bounds import MOST_RECIPE_BYTES, read_file
 
 if TYPE_CHECKING:
@@ -106,10 +106,14 @@ def command(
         )
     if sys.platform == "win32":
         raise PlanError("merge needs file locks that Windows does not have (fcntl); use mergekit-yaml, or WSL")
+    from mergekit_select.check import ignored_keys
     from mergekit_select.execution.cluster import merge_on_ray
     from mergekit_select.execution.local import PROCESS_BYTES, merge
     from mergekit_select.execution.request import Request
 
+    ignored = [str(found) for found in ignored_keys(recipe)]
+    for line in ignored:
+        click.echo(escaped(line), err=True)
     request = Request(recipe, out, merge_options, share)
     merges: Sequence[tuple[str | None, Request]] = [(None, request)]
     if intermediate is not None:
@@ -157,9 +161,10 @@ def command(
                 break  # what needs it cannot begin
             if record is not None:
                 record.write(outcome, name)
-    notes = [note for outcome in outcomes for note in outcome.notes]
+    cautions = [note for outcome in outcomes for note in outcome.notes]
+    notes = [*ignored, *cautions]
     data = {"ok": True, "finished": outcome.finished, "missing": outcome.missing, "jobs": outcome.jobs}
-    lines = [*map(_described, outcomes), *notes]
+    lines = [*map(_described, outcomes), *cautions]
     print_report("merge", {**data, "folders": [each.out for each in outcomes], "notes": notes}, lines, as_json)
     raise click.exceptions.Exit(YES)
 
