@@ -51,6 +51,12 @@ PLUGIN_INACTIVE = _error("plugin-inactive",
 BASE_PARAMETER_IGNORED = _warning("base-parameter-ignored", "mergekit ignores {name} for the base model", "remove it")
 BASE_LISTED = _note("base-listed",
     "the base is never drawn, so this entry does nothing", "to have it drawn like the others, leave base_model out")
+FILTER_UNUSED = _warning("filter-unused",
+    "a filter must be a part of a tensor's name, which * is not in, and this is in none",
+    "write a part of a name, such as self_attn")
+FILTER_UNREACHED = _warning("filter-unused",
+    "the first entry that fits a tensor decides, and one without a filter fits all, so this one is never reached",
+    "put the entry without a filter last")
 WEIGHT_OF_ALL = _warning("weight-of-all",
     "a list is a gradient over the layers, here the same for every model, and weights that are equal change nothing",
     "give each model a weight under its own parameters")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,3 +77,15 @@ def test_multislerp_depends_on_values(llamas: Family, tmp_path: Path) -> None:
 @CASES.add("parameter-invalid")
 def weight_that_is_a_truth_value(llamas: Family, tmp: Path) -> Case:
     return Case(recipe(SELECTION, None, llamas.subs, parameters={"weight": True}))
+
+
+def test_filters_that_no_tensor_meets(llamas: Family, tmp_path: Path) -> None:
+    def found(*weight: dict[str, Any]) -> list[tuple[str, str]]:
+        config = recipe(SELECTION, llamas.base, llamas.subs, model_parameters=[{"weight": [*weight]}, {}, {}])
+        report = checked(tmp_path, config)
+        return [(one.place, one.value) for one in report.findings if one.kind == "filter-unused"]
+
+    pattern, part, rest = {"filter": "*.self_attn.*", "value": 0}, {"filter": "self_attn", "value": 0}, {"value": 1}
+    assert found(part, rest) == found(rest) == []
+    assert found(pattern, rest) == [("models[0].parameters.weight[0].filter", "*.self_attn.*")]
+    assert found(rest, part) == [("models[0].parameters.weight[1]", "self_attn")]

@@ -15,6 +15,7 @@ from mergekit_select.check.merge import MergeUnderCheck
 from mergekit_select.check.models import check_donor, check_models, check_tokenizers
 from mergekit_select.check.opening import open_models
 from mergekit_select.check.output import check_out, described_output
+from mergekit_select.check.parameters import check_filters
 from mergekit_select.check.recipe import check_recipe
 from mergekit_select.check.structure import plan_merge
 from mergekit_select.check.tensors import TensorCheck
@@ -100,6 +101,7 @@ def _check(
     plan = plan_merge(merge)
     if plan is None:
         return None
+    check_filters(merge.config, [planned.name for planned in plan.tensors], merge.findings)
     rows = check_alignment(merge, plan)
     tensors = TensorCheck(merge, plan, rows)
     written = tensors.run()
