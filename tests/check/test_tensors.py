@@ -92,6 +92,15 @@ def larger_vocabulary(llamas: Family, tmp: Path) -> Case:
     return Case(recipe(SELECTION, llamas.base, [folder]))
 
 
+@CASES.add("shapes-differ")
+def narrower_embeddings(llamas: Family, tmp: Path) -> Case:
+    def narrow(tensors: Tensors) -> None:
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = tensors[name][:, :-1].clone()
+
+    return Case(recipe(SELECTION, llamas.base, [copied(llamas.subs[0], tmp / "sub", narrow)]))
+
+
 @CASES.add("tensor-dtype")
 def integers_in_one_model(llamas: Family, tmp: Path) -> Case:
     name = "model.norm.weight"
@@ -167,3 +176,10 @@ def test_fewer_sources_in_the_last_slice(llamas: Family, tmp_path: Path) -> None
     report = checked(tmp_path, config)
     assert report.passes(), [str(f) for f in report.findings]
     assert report.costs[0].tensors == len(tensors_of(merge(config, tmp_path / "out")))
+
+
+def test_vocabularies_are_aligned_only_where_they_differ(llamas: Family, tmp_path: Path) -> None:
+    for make, remedy in ((larger_vocabulary, "add tokenizer: "), (narrower_embeddings, "choose models of one size")):
+        (tmp_path / make.__name__).mkdir()
+        report = checked(tmp_path, make(llamas, tmp_path / make.__name__).config)
+        assert only(report, "shapes-differ").remedy.startswith(remedy)

@@ -225,6 +225,9 @@ def test_local_parents_are_mapped_and_compared(online: Hub, tmp_path: Path, monk
 
 def test_a_lock_is_made(published: Hub) -> None:
     assert invoke("lock", "../r.yml", "--out", "l.json").exit_code == 0
+    said = "l.json is a lock, which holds no tensors to compare with: give OUT"
+    one_line(invoke("reproduce", "l.json", "--quiet"), 1, said)
+    assert "an unknown number to write" in invoke("reproduce", "l.json", "--dry-run").output
     code, data = answer("l.json", "made")
     assert (code, data["verdict"]) == (0, "made")
     assert Path("made/merge_tensors.json").read_bytes() == published.files("me/merge")["merge_tensors.json"]

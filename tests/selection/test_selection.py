@@ -232,6 +232,11 @@ def test_the_size_of_equal_weights_and_powers_of_two_change_no_bit(large: Large,
             "at most 1024 sub-models can be merged at once, got 1025; merge them in groups",
         ),
         (lambda t: select([t], seed=-1), ParameterError, "seed must be an integer in [0, 2^63), got -1"),
+        (
+            lambda t: resample([t, t], None),  # type: ignore[arg-type]
+            TensorError,
+            "resample needs the base's tensor, got None; to draw without one, use select",
+        ),
         (lambda t: select([t, t], seed=1.0), ParameterError, "seed must be an integer in [0, 2^63), got 1.0"),  # type: ignore[arg-type]
         (lambda t: select([t, t], seed="1"), ParameterError, "seed must be an integer in [0, 2^63), got '1'"),  # type: ignore[arg-type]
         (

@@ -164,7 +164,8 @@ class TensorCheck:
         holders: dict[tuple[int, ...], ModelReference] = {}
         for shape, (model, _) in zip(shapes, entries, strict=True):
             holders.setdefault(shape, model)
-        kind = kinds.SHAPES_DIFFER if axis is None else kinds.VOCABULARIES_DIFFER
+        rest = {shape if axis is None else (*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+        kind = kinds.VOCABULARIES_DIFFER if axis is not None and len(rest) == 1 else kinds.SHAPES_DIFFER
         self.findings.add(
             kind, planned.name, some((f"{list(shape)} in {model}" for shape, model in holders.items()), 4)
         )

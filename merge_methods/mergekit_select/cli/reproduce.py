@@ -73,7 +73,7 @@ def command(
 
 def _render(answer: Reproduction) -> list[str]:
     needs = answer.needs
-    written = "an unknown number of" if needs.written is None else f"{needs.written:,}"
+    written = "an unknown number" if needs.written is None else f"{needs.written:,}"
     lines = [*map(str, answer.findings), *answer.differing[:_SHOWN]]
     if len(answer.differing) > _SHOWN:
         lines.append(f"and {len(answer.differing) - _SHOWN} more; --json lists all")

@@ -162,8 +162,8 @@ def opened_job(request: Request) -> Iterator[Job]:
         if before is not None and before != plan:
             what = _difference(before, plan)
             raise PlanError(
-                f"{workspace.out} holds an unfinished merge of another plan: {what}; "
-                f"give what it was begun with, or another folder"
+                f"{workspace.out} holds {'a finished' if workspace.finished else 'an unfinished'} merge "
+                f"of another plan: {what}; give what it was begun with, or another folder"
             )
         yield Job(request, recipe, engine, layout, workspace, plan["plan_id"], inputs, kind)
 

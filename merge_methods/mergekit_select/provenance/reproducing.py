@@ -77,12 +77,14 @@ def reproduce(
 
     Raises:
         UnreadableError: The target, its record or a model cannot be read, or ``out`` is in use.
-        PlanError: mergekit refuses the merge.
+        PlanError: mergekit refuses the merge, or a lock is to be made without ``out``.
     """
     if out is not None and os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UnreadableError(f"OUT must be a folder that is not there, or empty, got {out}; give another")
     findings, digests = Findings(), digests or Digests()
     origin = read_origin(target, options, digests, findings)
+    if origin.folder is None and out is None and not dry_run:
+        raise PlanError(f"{target} is a lock, which holds no tensors to compare with: give OUT, or --dry-run")
     definition = origin.definition
     if definition.external_parameters.options.get("trust_remote_code"):
         findings.add(kinds.REMOTE_CODE_RECORDED, "options")

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from mergekit_select.errors import ParameterError
+from mergekit_select.errors import ParameterError, TensorError
 from mergekit_select.selection import kernel_c, kernel_torch
 from mergekit_select.selection.limits import LIMITS, Limits, new_tensor
 from mergekit_select.selection.plan import Selection, make_selection
@@ -89,7 +89,10 @@ def resample(
 
     Raises:
         MergekitSelectError: As for ``select``, or ``rounds`` is below 1.
+        TensorError: There is no base.
     """
+    if not isinstance(base, torch.Tensor):
+        raise TensorError(f"resample needs the base's tensor, got {base!r}; to draw without one, use select")
     return merge(make_selection(tensors, base, weights, rounds, seed, name))
 
 
