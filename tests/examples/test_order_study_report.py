@@ -125,6 +125,7 @@ THROWN = ["smollm2-clinc150", "smollm2-gsm8k"]
 ALONE = [
     "quick",
     "gsm8k-small",
+    "smollm2-clinc150-bf16",
     *(f"smollm2-gsm8k-{name}" for name in ("constant", "double")),
     *(f"smollm2-tasks/{name}" for name in ("clinc150", "gsm8k")),
 ]

@@ -43,8 +43,8 @@ def save_given(folder: Path, base: GivenBase, saved_as: Stored, made_from: dict[
     if any(source.glob("*.gguf")) and not (source / "config.json").is_file():
         raise StudyError(
             f"a base must be a checkpoint in safetensors, but {name} holds GGUF weights: load these with "
-            "transformers' `gguf_file`, dequantised (`GgufConfig(dequantize=True)` where transformers has it), and save "
-            "model and tokenizer in a folder of their own"
+            "transformers' `gguf_file`, dequantised (`GgufConfig(dequantize=True)` where transformers has it), and "
+            "save model and tokenizer in a folder of their own"
         )
     tokenizer = load_tokenizer(name, base.revision)
     try:
