@@ -67,6 +67,10 @@ NOT_RUN = {
     "SMOLLM2=HuggingFaceTB/SmolLM2-135M-Instruct": "it only sets variables",
     "python -m examples.order_study examples/order_study/configs/smollm2-clinc150.yaml": "hours, CLINC150 and "
     "SmolLM2; tests/examples/test_order_study_controls.py has a small one with all controls",
+    "python -m examples.order_study examples/order_study/configs/smollm2-clinc150.yaml --out runs/smollm2-clinc150-bf16"
+    " --set 'throws=[]' --set 'orders=[1, 2, 3, 4, 5]' --set fine_tuning.seed=1 --set fine_tuning.precision=bf16"
+    " --set 'controls=[ties, dare_ties, stretch-1.1, stretch-1.25, stretched, shrunk, soup, ensemble]'": "hours, of the "
+    "same",
     "export GSM8K=/folder/with/train.jsonl/and/test.jsonl "
     "SMOLLM2=HuggingFaceTB/SmolLM2-135M-Instruct": "it only sets variables",
     "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml": "hours, GSM8K and SmolLM2; "
@@ -79,6 +83,10 @@ NOT_RUN = {
     "--set 'throws=[]' --set 'orders=[1, 2, 3]' --set fine_tuning.seed=1 --set 'controls=[stretch-1.1]' "
     "--set 'merging.seeds=[0]' "
     "--set fine_tuning.schedule=constant_with_warmup --set fine_tuning.warmup_steps=0": "an hour, of the same",
+    "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml --out "
+    "runs/smollm2-gsm8k-constant-warmup "
+    "--set 'throws=[]' --set 'orders=[1, 2, 3]' --set fine_tuning.seed=1 --set 'controls=[stretch-1.1]' "
+    "--set 'merging.seeds=[0]' --set fine_tuning.schedule=constant_with_warmup": "an hour, of the same",
     "make test": "it runs this test",
     "echo $?": "the test of the command before it looks at the exit code",
     "parallel --sshloginfile nodes.txt --workdir . -j1 'mergekit-select merge recipe.yml out --shard {}/8 --quiet' "
