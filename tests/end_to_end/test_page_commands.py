@@ -69,8 +69,8 @@ NOT_RUN = {
     "SmolLM2; tests/examples/test_order_study_controls.py has a small one with all controls",
     "python -m examples.order_study examples/order_study/configs/smollm2-clinc150.yaml --out runs/smollm2-clinc150-bf16"
     " --set 'throws=[]' --set 'orders=[1, 2, 3, 4, 5]' --set fine_tuning.seed=1 --set fine_tuning.precision=bf16"
-    " --set 'controls=[ties, dare_ties, stretch-1.1, stretch-1.25, stretched, shrunk, soup, ensemble]'": "hours, of the "
-    "same",
+    " --set 'controls=[ties, dare_ties, stretch-1.1, stretch-1.25, stretched, shrunk, soup, ensemble]'": "hours, of "
+    "the same",
     "export GSM8K=/folder/with/train.jsonl/and/test.jsonl "
     "SMOLLM2=HuggingFaceTB/SmolLM2-135M-Instruct": "it only sets variables",
     "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml": "hours, GSM8K and SmolLM2; "
