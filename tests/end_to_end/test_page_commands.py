@@ -87,6 +87,9 @@ NOT_RUN = {
     "runs/smollm2-gsm8k-constant-warmup "
     "--set 'throws=[]' --set 'orders=[1, 2, 3]' --set fine_tuning.seed=1 --set 'controls=[stretch-1.1]' "
     "--set 'merging.seeds=[0]' --set fine_tuning.schedule=constant_with_warmup": "an hour, of the same",
+    "python -m examples.order_study examples/order_study/configs/smollm2-gsm8k.yaml --out runs/smollm2-gsm8k-linear "
+    "--set 'throws=[]' --set 'orders=[1, 2]' --set fine_tuning.seed=1 --set 'controls=[stretch-1.1]' "
+    "--set 'merging.seeds=[0]' --set fine_tuning.schedule=linear": "an hour, of the same",
     "make test": "it runs this test",
     "echo $?": "the test of the command before it looks at the exit code",
     "parallel --sshloginfile nodes.txt --workdir . -j1 'mergekit-select merge recipe.yml out --shard {}/8 --quiet' "

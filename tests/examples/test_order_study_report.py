@@ -126,7 +126,7 @@ ALONE = [
     "quick",
     "gsm8k-small",
     "smollm2-clinc150-bf16",
-    *(f"smollm2-gsm8k-{name}" for name in ("constant", "constant-warmup", "double")),
+    *(f"smollm2-gsm8k-{name}" for name in ("constant", "constant-warmup", "double", "linear")),
     *(f"smollm2-tasks/{name}" for name in ("clinc150", "gsm8k")),
 ]
 
