@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from mergekit.common import ModelReference
 from mergekit.config import ConditionalParameter, MergeConfiguration
 from mergekit.merge_methods import MergeMethod, ParameterScope, TensorEntry, TensorGroup, TensorMetadata
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from mergekit_select import kinds
 from mergekit_select.bits import dtype_name
 from mergekit_select.errors import MergekitSelectError, one_line
 from mergekit_select.findings import Findings, TensorFindings, some
+from mergekit_select.inputs.references import parts
 from mergekit_select.methods import OWN
 from mergekit_select.planner.plan import PlannedTensor
 
@@ -101,10 +102,10 @@ class ParameterCheck:
 
 def check_filters(config: MergeConfiguration, names: Collection[str], findings: Findings) -> None:
     """Add filters that no tensor meets: they match no name, or stand behind an entry without a filter."""
-    for place, entries in _conditional(config, ""):
+    for place, entries in parts(config, _has_filters):
         decided = False
         for number, entry in enumerate(entries):
-            here = f"{place.removeprefix('.')}[{number}]"
+            here = f"{place}[{number}]"
             if decided:
                 findings.add(kinds.FILTER_UNREACHED, here, entry.filter or entry.value)
             elif entry.filter in (None, "*"):
@@ -113,19 +114,8 @@ def check_filters(config: MergeConfiguration, names: Collection[str], findings: 
                 findings.add(kinds.FILTER_UNUSED, f"{here}.filter", entry.filter)
 
 
-def _conditional(value: object, place: str) -> Iterator[tuple[str, Sequence[ConditionalParameter]]]:
-    """Yield the lists of entries with filters in a part of a recipe, with their places."""
-    if isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _conditional(getattr(value, name), f"{place}.{name}")
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _conditional(item, f"{place}.{name}")
-    elif isinstance(value, list) and value and all(isinstance(item, ConditionalParameter) for item in value):
-        yield place, value
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _conditional(item, f"{place}[{number}]")
+def _has_filters(part: object) -> bool:
+    return isinstance(part, list) and bool(part) and all(isinstance(entry, ConditionalParameter) for entry in part)
 
 
 def _run(

@@ -14,19 +14,24 @@ from mergekit_select.errors import RecipeError
 _Part = TypeVar("_Part")
 
 
-def references(value: object, place: str = "") -> Iterator[tuple[str, ModelReference]]:
+def references(value: object) -> Iterator[tuple[str, ModelReference]]:
     """Yield every model reference in a part of a recipe, with its recipe key."""
-    if isinstance(value, ModelReference):
+    return parts(value, lambda part: isinstance(part, ModelReference))
+
+
+def parts(value: object, wanted: Callable[[object], bool], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a recipe that are wanted, each with its recipe key; what is within them is not looked at."""
+    if wanted(value):
         yield place.removeprefix("."), value
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from references(getattr(value, name), f"{place}.{name}")
+            yield from parts(getattr(value, name), wanted, f"{place}.{name}")
     elif isinstance(value, Mapping):
         for name, item in value.items():
-            yield from references(item, f"{place}.{name}")
+            yield from parts(item, wanted, f"{place}.{name}")
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
-            yield from references(item, f"{place}[{number}]")
+            yield from parts(item, wanted, f"{place}[{number}]")
 
 
 def with_references(value: _Part, change: Callable[[ModelReference], ModelReference]) -> _Part:

@@ -153,6 +153,8 @@ def write_code(
     config: MergeConfiguration, architecture: ModelArchitecture, options: MergeOptions, folder: Path
 ) -> None:
     """Write the code that transformers saves with a config whose class is the model's own; it loads it if trusted."""
+    if not options.trust_remote_code:
+        return
     settings = output_config(config, architecture, options.trust_remote_code)
     if type(settings)._auto_class is not None:
         settings.save_pretrained(folder)
