@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from mergekit_select.execution.job import Job
+from mergekit_select.execution.layout import Part
+from mergekit_select.execution.work import work
 from mergekit_select.provenance import read_record
 from mergekit_select.verification import verify
 from tests.support.checkpoints import changed, digests
@@ -45,6 +50,27 @@ def test_stopped_for_another_command(recipe: Path, tmp_path: Path) -> None:
     invoke("merge", recipe, tmp_path / "out", "--jobs", "1", "--out-shard-size", "4000", "--shard", "1/2")
     again = invoke("merge", recipe, tmp_path / "out", "--jobs", "1")
     one_line(again, 1, "holds an unfinished merge of another plan: the option out_shard_size was 4000, is 5000000000")
+
+
+def test_an_interrupt_says_that_the_same_command_goes_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("merge", recipe, out, "--jobs", "1", "--out-shard-size", "4000", "--quiet")
+
+    def interrupted(job: Job, parts: Sequence[Part], progress: Callable[[], None]) -> None:
+        work(job, parts[:1], progress)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mergekit_select.execution.work.work", interrupted)
+        stopped = invoke(*arguments)
+    one_line(stopped, 130, "interrupted; the parts that are finished are kept, and the same command merges the rest")
+    (kept,) = (out / ".merge").rglob("*.safetensors")
+    identity = kept.stat().st_ino
+    assert invoke(*arguments).exit_code == 0
+    assert identity in {file.stat().st_ino for file in out.glob("*.safetensors")}
+    assert verify(out).same
 
 
 @pytest.mark.parametrize("share", ["0/2", "3/2", "1", "a/b", "1/0"])

@@ -100,8 +100,8 @@ def _run(run: Callable[[], object], interrupted: list[int]) -> int:
         error.show(shown)
         click.echo("\n".join(map(escaped, shown.getvalue().rstrip("\n").split("\n"))), err=True)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print_error(_INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        print_error(str(stopped) or _INTERRUPTED)
         return INTERRUPTED
     except BrokenPipeError:
         drop_output()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mergekit_select.provenance import BuildDefinition
 
 _CONFIGS = ("config.json", "adapter_config.json")  # what a folder with a model or an adapter has
+_STOPPED = "interrupted; the parts that are finished are kept, and the same command merges the rest"
 _EXAMPLES = """\b
 Examples:
   mergekit-select merge recipes/select.yml out/
@@ -153,6 +154,8 @@ def command(
                     outcome = merge(
                         one, jobs=jobs, only_finish=only_finish, rehash=rehash, started=begin, progress=show
                     )
+            except KeyboardInterrupt as stopped:
+                raise KeyboardInterrupt(_STOPPED) from stopped
             finally:
                 if shown is not None:
                     shown.close()
