@@ -313,6 +313,8 @@ OUT_STALE = _error("out-stale",
     "remove them, or give another folder")
 OUT_LEFTOVERS = _warning("out-stale",
     "weights of an earlier merge stay in the folder beside the new ones", "remove them, or give another folder")
+OUT_OVERWRITTEN = _warning("out-overwritten",
+    "the folder holds a model that is no merge, and mergekit overwrites it", "give another folder, or move the model")
 OUT_TEMPORARY = _note("out-temporary",
     "a merge that was interrupted left this file, and nothing removes it", "run `mergekit-select check --clean`")
 DISK_FULL = _error("disk-full", "the output must fit on the disk", "free some, or merge into another folder")

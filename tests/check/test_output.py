@@ -17,7 +17,7 @@ from tests.support.checkpoints import (
     tensors_of,
 )
 from tests.support.models import Family
-from tests.support.recipes import SELECTION, recipe
+from tests.support.recipes import SELECTION, merge, recipe
 
 CASES = Cases()
 
@@ -63,6 +63,22 @@ def index_of_an_earlier_merge(llamas: Family, tmp: Path) -> Case:
         return len(ShardedTensorIndex.from_disk(str(out)).shards) == 2
 
     return Case(recipe(SELECTION, llamas.base, llamas.subs), wrong)
+
+
+def test_a_model_that_would_be_overwritten(llamas: Family, tmp_path: Path) -> None:
+    config, out = recipe(SELECTION, llamas.base, llamas.subs), copied(llamas.base, tmp_path / "out")
+    finding = only(checked(tmp_path, config, out), "out-overwritten")
+    assert (finding.severity, finding.value) == (Severity.WARNING, "model.safetensors")
+
+
+@pytest.mark.parametrize(("size", "fewer", "files"), [(5_000_000_000, 40_000, 1), (40_000, 20_000, 2)])
+def test_the_same_merge_into_the_same_folder(size: int, fewer: int, files: int, llamas: Family, tmp_path: Path) -> None:
+    """It overwrites all of the earlier one; in other shards it does not."""
+    config, out = recipe(SELECTION, llamas.base, llamas.subs), tmp_path / "out"
+    merge(config, out, out_shard_size=size)
+    assert len([*out.glob("*.safetensors")]) == files
+    assert kinds(checked(tmp_path, config, out, out_shard_size=size)) == []
+    assert kinds(checked(tmp_path, config, out, out_shard_size=fewer)) == ["out-stale"]
 
 
 def test_an_output_name_that_ends_with_a_slash(llamas: Family, tmp_path: Path) -> None:

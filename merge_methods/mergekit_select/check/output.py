@@ -65,10 +65,12 @@ def _inputs(merge: MergeUnderCheck) -> Iterator[tuple[object, Path]]:
 
 
 def _stale(folder: Path, shards: int, options: MergeOptions, findings: Findings) -> None:
-    """Add weights of an earlier merge, which may be loaded in place of the new ones."""
+    """Add weights that are there: they may be loaded in place of the new ones, stay beside them, or be overwritten."""
     there = sorted(file.name for file in folder.iterdir() if WEIGHTS.fullmatch(file.name) or file.name in INDEXES)
-    single = "model.safetensors" if options.safe_serialization else "pytorch_model.bin"
-    index = f"{single}.index.json"
+    stem, suffix = ("model", "safetensors") if options.safe_serialization else ("pytorch_model", "bin")
+    single, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
+    parts = [f"{stem}-{number:05d}-of-{shards:05d}.{suffix}" for number in range(1, shards + 1)]
+    new = {single} if shards == 1 else {index, *parts}
     written_first = single if shards == 1 else index
     # transformers takes the first of its list; mergekit an index before a single file.
     before = TRANSFORMERS_LOADS[: TRANSFORMERS_LOADS.index(written_first)]
@@ -77,8 +79,10 @@ def _stale(folder: Path, shards: int, options: MergeOptions, findings: Findings)
         hidden.append(index)
     if hidden:
         findings.add(kinds.OUT_STALE, str(folder), some(hidden))
-    elif there and there != [single]:
-        findings.add(kinds.OUT_LEFTOVERS, str(folder), some(there))
+    elif stay := [name for name in there if name not in new]:
+        findings.add(kinds.OUT_LEFTOVERS, str(folder), some(stay))
+    elif there and not (folder / RECIPE).exists():
+        findings.add(kinds.OUT_OVERWRITTEN, str(folder), some(there))
 
 
 def described_output(
