@@ -390,12 +390,15 @@ REMOTE_CODE_RECORDED = _error("remote-code",
     "merge with mergekit-yaml if you have read that code")
 FOLDER_CHANGED = _error("changed", "must have the recorded sha256 {expected}", "restore the file, or merge again")
 FOLDER_LACKS = _error("changed", "is recorded and not there", "restore the file, or merge again")
+FOLDER_ADDED = _error("changed", "is not recorded, and may be loaded with the model", "remove the file, or merge again")
 SIGNATURE_WRONG = _error("signature",
     "must be of these files and verify with {who}: {problem}", "get the model again, or ask whoever signed it")
 SIGNATURE_MISSING = _error("signature", "must be there and verify with {who}", "ask whoever published it for one")
 SIGNATURE_UNCHECKED = _warning("signature-unchecked",
     "the folder is signed, and whose signature to expect was not said: it was not checked",
     "give --public-key, or --identity and --identity-provider")
+PUBLISHED_BESIDE = _note("published-beside",
+    "is published, too, and the merge did not write it", "move it away if it is not meant to be")
 SIGNATURE_OLD = _error("signature",
     "the card is written anew, and a signature made before does not hold", "give --sign or --signing-key, or remove it")
 LICENCE_FORBIDS = _error("licence",

@@ -65,7 +65,7 @@ def test_a_disk_on_which_the_tensors_fit_and_the_rest_does_not(
 def left(tmp_path: Path) -> list[Path]:
     """An output with what two killed merges left, old enough that none of them runs any more."""
     out = merge(small_family().recipe(), tmp_path / "out")
-    result = [out / ".tmpAb3xY9", out / "model-2.safetensors"]
+    result = [out / ".tmpAb3xY9", out / ".tmpZ7yW2v"]
     for path in result:
         path.write_bytes((out / "model.safetensors").read_bytes()[:5000])
         os.utime(path, (time.time() - 3600,) * 2)
@@ -88,11 +88,13 @@ def test_clean_removes_what_is_provably_a_merges(left: list[Path], tmp_path: Pat
         "other": out / ".tmpAAAAAA",
         "now": out / ".tmpBBBBBB",
         "link": out / ".tmpCCCCCC",
+        "shard": out / "model-2.safetensors",  # as other people's models have them, too
     }
     kept["notes"].write_text("x")
     kept["other"].write_text("somebody else's")
     os.utime(kept["other"], (0, 0))
     kept["now"].write_bytes(left[0].read_bytes())
+    shutil.copy2(left[0], kept["shard"])
     kept["link"].symlink_to(left[0])
     before = {path.name for path in out.iterdir()}
     result = invoke("check", "--clean", out)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mergekit_select.execution.job import Job
+from mergekit_select.execution.job import Job, opened_job
 from mergekit_select.execution.layout import Part
+from mergekit_select.execution.request import Request
 from mergekit_select.execution.work import work
 from mergekit_select.provenance import read_record
 from mergekit_select.verification import verify
 from tests.support.checkpoints import changed, digests
 from tests.support.commands import invoke, one_line
-from tests.support.models import Family
+from tests.support.models import Family, write_tokenizer
+from tests.support.recipes import recipe as recipe_of
 from tests.support.recipes import written
 
 
@@ -71,6 +74,45 @@ def test_an_interrupt_says_that_the_same_command_goes_on(
     assert invoke(*arguments).exit_code == 0
     assert identity in {file.stat().st_ino for file in out.glob("*.safetensors")}
     assert verify(out).same
+
+
+def test_more_shares_than_files_leave_the_folder_to_any_other_merge(recipe: Path, tmp_path: Path) -> None:
+    refused = invoke("merge", recipe, tmp_path / "out", "--shard", "1/4")
+    one_line(refused, 1, "give a smaller N, or a smaller --out-shard-size")
+    assert invoke("merge", recipe, tmp_path / "out", "--shard", "1/4", "--out-shard-size", "4000").exit_code == 0
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_a_recipe_that_is_edited_while_it_is_planned(
+    llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: bool
+) -> None:
+    """The record would be of the new recipe, and the tensors of the old one."""
+    monkeypatch.chdir(tmp_path)
+    file, more = written(tmp_path / "r.yml", llamas.recipe()), ("-I", "./stages") if stages else ()
+
+    @contextmanager
+    def edited(request: Request) -> Iterator[Job]:
+        with opened_job(request) as opened:
+            file.write_text(file.read_text() + "# edited")
+            yield opened
+
+    monkeypatch.setattr("mergekit_select.execution.job.opened_job", edited)
+    one_line(
+        invoke("merge", file, "out", "--jobs", "1", "--quiet", *more), 2, "has changed while the merge was planned"
+    )
+    assert not Path("out", "config.json").exists()
+
+
+@pytest.mark.parametrize("out", ["first+second", "me@work"])
+def test_a_union_of_tokenizers_into_a_folder_that_reads_like_a_reference(
+    llamas: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "me"):
+        write_tokenizer(tmp_path / name, size=10)
+    union = {**recipe_of("linear", None, llamas.subs, parameters={"weight": 1}), "tokenizer": {"source": "union"}}
+    assert invoke("merge", written(tmp_path / "r.yml", union), out, "--jobs", "1").exit_code == 0
+    assert verify(Path(out)).same
 
 
 @pytest.mark.parametrize("share", ["0/2", "3/2", "1", "a/b", "1/0"])

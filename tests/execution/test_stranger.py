@@ -199,6 +199,53 @@ def test_an_adapter_that_was_trained_on_since_its_merge_was_cached(family: Famil
     assert len([*(tmp_path / "cache").iterdir()]) == 3
 
 
+def test_a_merge_that_was_killed_while_it_merged_an_adapter(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mergekit makes the adapter's folder before it merges, and takes a folder that is there for a merge."""
+    import peft
+
+    (adapter,) = train_adapters(family.base, tmp_path, 1)
+    file = written(tmp_path / "r.yml", recipe(SELECTION, family.base, [f"{family.base}+{adapter}", family.subs[0]]))
+    cache: dict[str, Any] = {"lora_merge_cache": str(tmp_path / "cache")}
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(peft.PeftModel, "from_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begun(file, tmp_path / "out", **cache)
+    begun(file, tmp_path / "out", **cache)
+    assert verify(tmp_path / "out").same
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert not (kept / ".unfinished").exists()
+
+
+def test_a_tokenizer_of_a_model_that_is_not_merged_changes_between_two_shares(family: Family, tmp_path: Path) -> None:
+    """Parts of two vocabularies would be one model; a template that changes after the end would not be the merge's."""
+    tokenizer = tmp_path / "tok"
+    write_tokenizer(tokenizer)
+    aligned = {
+        **recipe("linear", None, family.subs[:2], parameters={"weight": 1}),
+        "tokenizer": {"source": str(tokenizer)},
+    }
+    file, out = written(tmp_path / "r.yml", aligned), tmp_path / "out"
+    half = ("merge", file, out, "--jobs", 1, "--out-shard-size", 8000, "--shard", "1/2", "--quiet")
+    assert invoke(*half).exit_code == 0
+    edit_json(tokenizer / "tokenizer_config.json", padding_side="left")
+    one_line(invoke(*half), 1, "tok/tokenizer_config.json has changed since")
+
+
+def test_a_chat_template_that_changes_after_the_end(family: Family, tmp_path: Path) -> None:
+    (family.base / "chat_template.jinja").write_text("old")
+    file, out = written(tmp_path / "r.yml", family.recipe()), tmp_path / "out"
+    begun(file, out)
+    (family.base / "chat_template.jinja").write_text("new")
+    with pytest.raises(PlanError, match=r"chat_template\.jinja has changed since"):
+        begun(file, out)
+
+
 def test_an_intermediate_merge_that_is_another_by_now(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

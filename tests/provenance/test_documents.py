@@ -202,16 +202,12 @@ def test_a_size_that_no_disk_holds_is_one_line(recorded: Path, tmp_path: Path) -
 
 
 def test_a_file_that_cannot_be_recorded_is_one_line(recorded: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "m"
+    folder, index = tmp_path / "m", "model.safetensors.index.json"
     shutil.copytree(recorded / "out", folder)
-    for name in ("a:b", "a\\b"):
-        (folder / name).write_text("")
-        written(tmp_path / "r.yml", recipe("passthrough", None, [folder]))
-        one_line(invoke("lock", tmp_path / "r.yml"), 2, "must be a relative path without '..'")
-        ran = invoke("verify", folder, "--record")
-        assert ran.exit_code == 2
-        assert "rename the file" in ran.output
-        (folder / name).unlink()
+    weights = (folder / "model.safetensors").rename(folder / "a\\b.safetensors").name
+    (folder / index).write_text(json.dumps({"weight_map": {"lm_head.weight": weights}}))
+    written(tmp_path / "r.yml", recipe("passthrough", None, [folder]))
+    one_line(invoke("lock", tmp_path / "r.yml"), 2, "must be a relative path without '..'")
 
 
 @pytest.mark.parametrize("name", ["merge_provenance.json", "merge_tensors.json"])

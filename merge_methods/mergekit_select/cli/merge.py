@@ -17,7 +17,7 @@ import yaml
 from mergekit_select.cli._errors import NO, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options
 from mergekit_select.cli._output import bar, counting, print_report
-from mergekit_select.errors import MergekitSelectError, PlanError, escaped
+from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, escaped
 from mergekit_select.inputs.bounds import MOST_RECIPE_BYTES, read_file
 
 if TYPE_CHECKING:
@@ -117,10 +117,6 @@ def command(
         click.echo(escaped(line), err=True)
     request = Request(recipe, out, merge_options, share)
     merges: Sequence[tuple[str | None, Request]] = [(None, request)]
-    if intermediate is not None:
-        from mergekit_select.execution.stages import staged
-
-        merges = staged(request, intermediate)
     shown: Any = None
     record: _Record | None = None
 
@@ -146,6 +142,10 @@ def command(
         # A share alone does not read all inputs: verify --record writes the record of a merge in shares.
         if provenance and share is None:
             record = _Record(request, stack.enter_context(counting("Hashing", quiet)))
+        if intermediate is not None:
+            from mergekit_select.execution.stages import staged
+
+            merges = staged(request, intermediate)
         for name, one in merges:
             try:
                 if ray is not None:
@@ -188,6 +188,7 @@ class _Record:
     def __init__(self, request: Request, digests: Digests) -> None:
         self._request, self._digests = request, digests
         self._started = datetime.datetime.now(datetime.timezone.utc)
+        self._content = _content(request.recipe)
         self._whole: BuildDefinition | None = None
         self._opened: set[str] = set()
         digests.ahead(_folders(request.recipe))
@@ -198,7 +199,10 @@ class _Record:
         recipe = self._request.recipe
         self._options = job.engine.plan.options
         if self._whole is None:
-            self._whole = lock(read_text(recipe), recipe, self._options, digests=self._digests)
+            text = read_text(recipe)
+            if text.encode() != self._content:
+                raise UnreadableError(f"{recipe} has changed while the merge was planned; merge into another folder")
+            self._whole = lock(text, recipe, self._options, digests=self._digests)
         self._opened |= job.inputs.keys()
         require_opened(self._definition(name), self._opened)
 
@@ -219,11 +223,18 @@ class _Record:
         return of_stage(self._whole, self._request.recipe, name)
 
 
+def _content(recipe: str) -> bytes:
+    """Return what a recipe file holds; nothing where it cannot be read, which the merge will say."""
+    with suppress(UnreadableError):
+        return read_file(Path(recipe), MOST_RECIPE_BYTES)
+    return b""
+
+
 def _folders(recipe: str) -> Iterator[Path]:
     """Yield the models' folders that a recipe seems to name; finding out takes mergekit, which loads for seconds."""
     seen: set[str] = set()
     with suppress(MergekitSelectError, UnicodeError, yaml.YAMLError):  # the merge will say what is wrong
-        for event in yaml.parse(read_file(Path(recipe), MOST_RECIPE_BYTES).decode()):
+        for event in yaml.parse(_content(recipe).decode()):
             parts = event.value.split("+") if isinstance(event, yaml.ScalarEvent) else ()
             for part in dict.fromkeys(parts):
                 if part not in seen and any(os.path.isfile(os.path.join(part, name)) for name in _CONFIGS):

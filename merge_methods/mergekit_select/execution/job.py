@@ -68,20 +68,11 @@ class Job:
     determinism: Determinism
 
     def parts(self) -> Sequence[Part]:
-        """Return the parts that this process is asked for: all, or those of its share of the files.
-
-        Raises:
-            PlanError: There are more shares than files.
-        """
+        """Return the parts that this process is asked for: all, or those of its share of the files."""
         if self.request.share is None:
             return self.layout.parts
         number, count = self.request.share
         files = self.layout.files
-        if count > len(files):
-            raise PlanError(
-                f"--shard k/N needs an output of at least N files, and this one has {len(files)} for N = {count}; "
-                f"give a smaller N, or a smaller --out-shard-size"
-            )
         mine = {file.name for file in files[(number - 1) * len(files) // count : number * len(files) // count]}
         return [part for part in self.layout.parts if part.file.name in mine]
 
@@ -152,7 +143,8 @@ def opened_job(request: Request) -> Iterator[Job]:
         if not tensors:
             raise PlanError(f"the recipe {request.recipe} makes no tensor")
         layout = lay_out(tensors, options.out_shard_size)
-        inputs = {str(path): state(path) for path in input_files()}
+        _require_files_for(request, len(layout.files))
+        inputs = {str(path): state(path) for path in input_files(engine)}
         plan = _describe(recipe, options, layout, inputs)
         if before is None:
             before = workspace.read_plan()  # another process may have had the lock first
@@ -166,6 +158,15 @@ def opened_job(request: Request) -> Iterator[Job]:
                 f"of another plan: {what}; give what it was begun with, or another folder"
             )
         yield Job(request, recipe, engine, layout, workspace, plan["plan_id"], inputs, kind)
+
+
+def _require_files_for(request: Request, files: int) -> None:
+    """Refuse more shares than files, before the folder is one of this plan: another size would be another plan."""
+    if request.share is not None and request.share[1] > files:
+        raise PlanError(
+            f"--shard k/N needs an output of at least N files, and this one has {files} for N = {request.share[1]}; "
+            f"give a smaller N, or a smaller --out-shard-size"
+        )
 
 
 def require_no_other(workspace: Workspace) -> None:

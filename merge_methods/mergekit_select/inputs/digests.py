@@ -9,10 +9,9 @@ import _thread
 import contextlib
 import hashlib
 import json
-import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from huggingface_hub import constants
 
 from mergekit_select.errors import UnreadableError
 from mergekit_select.inputs.bounds import require_regular
-from mergekit_select.inputs.files import forget, write_whole
+from mergekit_select.inputs.files import forget, input_names, write_whole
 from mergekit_select.inputs.processors import cores
 
 _MOST_GIT = 10 << 20  # a hub keeps larger files by SHA-256 and never as blobs of git
@@ -83,6 +82,8 @@ class Digests:
                 return self._of(real, keep)
         except OSError as error:
             raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from error
+        except RuntimeError as error:  # before Python 3.13, instead of an OSError
+            raise UnreadableError(f"cannot read {path}: its links lead in a circle") from error
         except MemoryError as error:
             raise UnreadableError(f"cannot read {path}: there is not enough memory") from error
 
@@ -169,28 +170,18 @@ def default_store() -> Path:
     return Path(constants.HF_HOME, "mergekit-select", "digests.json")
 
 
-def hidden(path: str) -> bool:
-    """Whether a file is no part of a model: its name, or a folder that it lies in, begins with a dot."""
-    return any(part.startswith(".") for part in path.split("/"))
+def folder_files(folder: Path, digests: Digests, names: Sequence[str] | None = None) -> tuple[File, ...]:
+    """Describe files of a folder.
 
-
-def file_names(folder: Path) -> list[str]:
-    """Return the files of a folder and of those in it, sorted; hidden ones are left out."""
-    return sorted(
-        name
-        for place, _, names in os.walk(folder, followlinks=False)
-        for name in ((Path(place) / file).relative_to(folder).as_posix() for file in names)
-        if not hidden(name)
-    )
-
-
-def folder_files(folder: Path, digests: Digests) -> tuple[File, ...]:
-    """Describe the files of a folder.
+    Args:
+        folder: The folder.
+        digests: Remembers what was hashed.
+        names: Which of its files; None for those that a merge may read, the folder being a model's.
 
     Raises:
         UnreadableError: One cannot be read.
     """
-    names = file_names(folder)
+    names = input_names(folder) if names is None else names
     found = digests.of_all(folder / name for name in names)
     return tuple(File(name, (folder / name).stat().st_size, digest) for name, digest in zip(names, found, strict=True))
 

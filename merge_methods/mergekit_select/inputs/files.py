@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ _OPENED = re.compile(
 )
 _OPENED_FOLDERS = ("additional_chat_templates", "custom_generate")
 RECORDS = ("merge_provenance.json", "merge_tensors.json")  # what mergekit-select writes for itself
+# What leads out of a folder on some system, or is no text; Windows leaves `model.safetensors:Zone.Identifier`.
+_UNPORTABLE = re.compile(r"^~|[:\\\ud800-\udfff]")
+_LOCK = ".lock.json"  # how the name of a lock ends that lies beside its recipe
+
+
+def hidden(path: str) -> bool:
+    """Whether a file is no part of a model: its name, or a folder that it lies in, begins with a dot."""
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def names_in(folder: Path) -> list[str]:
@@ -66,14 +75,41 @@ def companion_names(folder: Path) -> list[str]:
 
 
 def _is_opened(name: str) -> bool:
-    other = name in ("config.json", *RECORDS, *INDEXES) or WEIGHTS.fullmatch(name)
-    return not other and (name.partition("/")[0] in _OPENED_FOLDERS or bool(_OPENED.fullmatch(name)))
+    if _is_weights(name) or name in RECORDS or name.endswith(_LOCK) or _UNPORTABLE.search(name):
+        return False
+    return name.partition("/")[0] in _OPENED_FOLDERS or bool(_OPENED.fullmatch(name))
+
+
+def _is_weights(name: str) -> bool:
+    return name in ("config.json", *INDEXES) or bool(WEIGHTS.fullmatch(name))
+
+
+def is_of_model(name: str) -> bool:
+    """Whether a file belongs to a model by its name: weights, indexes, config, and what may be loaded beside."""
+    return _is_weights(name) or _is_opened(name)
 
 
 def model_names(folder: Path) -> list[str]:
-    """Return the files of a folder that belong to a model: weights, indexes, config, and what may be loaded beside."""
-    weights = [name for name in names_in(folder) if WEIGHTS.fullmatch(name) or name in ("config.json", *INDEXES)]
-    return sorted({*weights, *companion_names(folder)})
+    """Return the files of a folder that belong to a model by their names."""
+    return [name for name in names_in(folder) if is_of_model(name)]
+
+
+def published_names(folder: Path) -> list[str]:
+    """Return the files of a merge's folder that are published: all but hidden ones and those in other folders."""
+    return [name for name in names_in(folder) if not hidden(name) and os.path.exists(folder / name)]
+
+
+def input_names(folder: Path) -> list[str]:
+    """Return the files of a model's folder that a merge may read, wherever an index says that they lie.
+
+    Links that lead nowhere are none, and hidden files only where an index names them.
+    """
+    named: set[str] = set()
+    for index in INDEXES:
+        with suppress(UnreadableError):  # whoever reads it will say so
+            named.update(read_weight_map(folder / index).values() if (folder / index).exists() else ())
+    names = {*named, *(name for name in model_names(folder) if not hidden(name))}
+    return sorted(name for name in names if os.path.exists(folder / name))
 
 
 def first_loaded(order: Collection[str], names: Collection[str]) -> str | None:

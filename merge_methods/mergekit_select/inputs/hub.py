@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from huggingface_hub import HfApi, ModelCard, constants, get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -30,8 +29,8 @@ from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import UnusableModelError, some
 from mergekit_select.inputs.checkpoint import Checkpoint, StoredTensor, stored_tensor
-from mergekit_select.inputs.digests import Digests, File, by_path, folder_files, hidden
-from mergekit_select.inputs.files import INDEXES, RECIPE, TOKENIZER_FILES, read_json
+from mergekit_select.inputs.digests import Digests, File, by_path, folder_files
+from mergekit_select.inputs.files import INDEXES, RECIPE, TOKENIZER_FILES, hidden, is_of_model, read_json
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10  # seconds that the hub may take for one answer
@@ -134,6 +133,11 @@ class HubRevision:
     licence: str | None
     files: tuple[File, ...]
 
+    @property
+    def model(self) -> tuple[File, ...]:
+        """Those files that belong to a model by their names."""
+        return tuple(file for file in self.files if is_of_model(file.path))
+
 
 def read_revision(
     repository: str, revision: str | None, cache: str | None = None, digests: Digests | None = None
@@ -174,7 +178,7 @@ def licence_of(folder: Path) -> str | None:
     """Return the licence that the card of a model's folder gives; None where it gives none that can be read."""
     try:
         licence = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.license
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+    except Exception:  # whatever huggingface_hub makes of what people write there
         return None
     return licence if isinstance(licence, str) else None
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from mergekit_select.errors import UnreadableError
 from mergekit_select.inputs.bounds import read_start
 
-# safetensors writes to .tmpXXXXXX and renames; mergekit's shards get -of-N once their number is known.
-_NAMES = re.compile(r"\.tmp[A-Za-z0-9]{6}|model-\d+\.safetensors")
+# safetensors writes to .tmpXXXXXX and renames. mergekit's shards have no -of-N until their number is known, but so have
+# those of other people's models.
+_NAMES = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 _HEADER = re.compile(
     rb'.{8}\{"__metadata__":\{"format":"pt"\}', re.DOTALL
 )  # as mergekit has safetensors begin each file

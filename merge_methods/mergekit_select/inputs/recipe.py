@@ -135,12 +135,16 @@ def _recipe(document: dict[Any, Any], duplicates: tuple[str, ...], path: str) ->
     name = raw.pop("name", None)
     if name is None:
         return Recipe(None, raw, duplicates)
-    if _leads_out(str(name)):
+    if not isinstance(name, str):
+        raise RecipeError(
+            f"the name of a merge must be text, and {one_line(repr(name), 60)} in {path} is not; quote it"
+        )
+    if _leads_out(name):
         raise RecipeError(
             "the name of a merge must be a folder within the one for intermediate merges, "
             f"and {one_line(repr(name), 60)} in {path} leads out of it; call it otherwise, such as stage-1"
         )
-    return Recipe(str(name), raw, duplicates)
+    return Recipe(name, raw, duplicates)
 
 
 def _leads_out(name: str) -> bool:

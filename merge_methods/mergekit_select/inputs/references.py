@@ -74,12 +74,12 @@ def relocated(config: MergeConfiguration, locations: Mapping[str, str]) -> Merge
 
     def move(path: ModelPath) -> ModelPath:
         names[str(path)] = None
-        matches = [old for old in locations if old in (str(path), path.path) or _is_below(path.path, old)]
-        if not matches:
+        found = [old for old in locations if matches(str(path), old)]
+        if not found:
             return path
-        for old in matches:
+        for old in found:
             unused.pop(old, None)
-        old = max(matches, key=len)
+        old = max(found, key=len)
         if old in (str(path), path.path):
             return ModelPath.model_validate(locations[old])
         return ModelPath(path=locations[old].rstrip("/") + path.path[len(old.rstrip("/")) :], revision=path.revision)
@@ -96,10 +96,12 @@ def relocated(config: MergeConfiguration, locations: Mapping[str, str]) -> Merge
     return result
 
 
+def matches(reference: str, location: str) -> bool:
+    """Whether a location is that of a model: its reference, that without revision, or a folder that it begins with."""
+    path = reference.partition("@")[0]
+    return location in (reference, path) or path.startswith(location.rstrip("/") + "/")
+
+
 def is_local(path: str) -> bool:
     """Whether the text can only be a local path; ``owner/name`` may be an id on the hub."""
     return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path.startswith(folder.rstrip("/") + "/")

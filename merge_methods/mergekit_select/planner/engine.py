@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors
 import torch
-from mergekit.common import ModelReference
+from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
 from mergekit.merge_methods.base import TensorEntry, TensorGroup, TensorMetadata
@@ -83,7 +83,9 @@ class Engine:
         if task not in self._tokenizers:
             source = task
             if task.tokenizer_source == "union" and self._union is not None:
-                source = task.model_copy(update={"tokenizer_source": ModelReference.model_validate(str(self._union))})
+                source = task.model_copy(
+                    update={"tokenizer_source": ModelReference(model=ModelPath(path=str(self._union)))}
+                )
             with quiet_tokenizers():
                 self._tokenizers[task] = source.execute()
         return self._tokenizers[task]

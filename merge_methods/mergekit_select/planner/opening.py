@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from mergekit import merge_methods
 from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
@@ -23,7 +25,7 @@ from mergekit_select.inputs.files import require_readable
 from mergekit_select.inputs.hub import require_repository
 from mergekit_select.inputs.references import is_local
 from mergekit_select.planner.engine import Engine, at
-from mergekit_select.planner.internals import isolated
+from mergekit_select.planner.internals import isolated, lora_folder
 from mergekit_select.planner.plan import Plan, Planning, unknown_dtypes
 from mergekit_select.planner.reading import Loader
 
@@ -106,4 +108,24 @@ def _open(model: ModelReference, cache: LoaderCache, options: MergeOptions) -> N
     whole = Path(path, "model.safetensors")
     if whole.is_file() and not Path(f"{whole}.index.json").exists() and model.lora is None:
         read_header(whole)  # mergekit's own error does not name the file
+    _merge_adapter(model, cache)
     cache.loaders[model] = Loader(str(model), cache.get(model))
+
+
+def _merge_adapter(model: ModelReference, cache: LoaderCache) -> None:
+    """Merge an adapter as mergekit does, but in a folder of the cache that is there whole or not at all.
+
+    mergekit makes the folder first, and takes it for a merge wherever it finds it.
+    """
+    if model.lora is None or cache.lora_cache_dir is None:
+        return
+    merged = lora_folder(cache.lora_cache_dir, model.model, model.lora)
+    merged.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(merged.parent / ".lock"):
+        unfinished = merged.parent / ".unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        if merged.exists():
+            return
+        model.merged(str(unfinished), cache.trust_remote_code, cache.lora_merge_dtype)
+        (unfinished / merged.name).rename(merged)
+        unfinished.rmdir()

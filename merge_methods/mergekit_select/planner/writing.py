@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from mergekit.architecture.conversion import convert_checkpoint_tensors
 from mergekit.common import ModelReference, dtype_from_name
 from mergekit.graph import Task, TaskUniverse, build_schedule
@@ -19,13 +21,15 @@ from mergekit.tokenizer.truncate import TruncatedVocabulary
 from mergekit_select.bits import dtype_name
 from mergekit_select.errors import PlanError
 from mergekit_select.inputs.checkpoint import StoredTensor
-from mergekit_select.inputs.files import TOKENIZER_FILES
+from mergekit_select.inputs.files import companion_names, hidden
+from mergekit_select.inputs.references import references
 from mergekit_select.planner.engine import Engine
 from mergekit_select.planner.plan import PlannedTensor
 from mergekit_select.planner.reading import Loader
 from mergekit_select.planner.vocabulary import row_count
 
 _Tensor = TypeVar("_Tensor")
+_COMPANIONS = ("config.json", "tokenizer_config.json")  # what every model on a hub has beside its weights
 _SIDE = 4  # elements along an axis of the tensors that a method is tried on
 
 
@@ -91,16 +95,30 @@ def loads(planned: PlannedTensor) -> Mapping[ModelReference, LoadTensor]:
     return {load.model: load for load in gather.arguments().values() if isinstance(load, LoadTensor)}
 
 
-def input_files() -> list[Path]:
-    """Return the files of the open models: weights, configs and tokenizers, with absolute paths."""
-    files: dict[Path, None] = {}
-    for model, loader in sorted(LoaderCache().loaders.items(), key=lambda item: str(item[0])):
+def input_files(engine: Engine) -> list[Path]:
+    """Return the files of a plan's models, with absolute paths: weights, and all else that the output may be made from.
+
+    Of a model on a hub, whose commit is in the path of each file, those beside the weights that say which commit it is:
+    others may be downloaded later.
+    """
+    files: list[Path] = []
+    folders: set[Path] = set()
+    for loader in LoaderCache().loaders.values():
         assert isinstance(loader, Loader)
-        files.update(dict.fromkeys(file.absolute() for file in loader.files))
-        for folder in (loader.index.base_path, model.model.path):
-            beside = (Path(folder, name).absolute() for name in ("config.json", *TOKENIZER_FILES))
-            files.update(dict.fromkeys(file for file in beside if file.is_file()))
-    return [*files]
+        files += loader.files
+        folders.add(Path(loader.index.base_path))
+    for _, model in references(engine.plan.config):
+        path, revision = model.model.path, model.model.revision
+        cached = None if os.path.isdir(path) else try_to_load_from_cache(path, _COMPANIONS[-1], revision=revision)
+        folders.add(Path(cached).parent if isinstance(cached, str) else Path(path))
+    for folder in folders:
+        names = _COMPANIONS if folder.parent.name == "snapshots" else (*_COMPANIONS, *_beside(folder))
+        files += (folder / name for name in names if (folder / name).is_file())
+    return sorted({file.absolute() for file in files})
+
+
+def _beside(folder: Path) -> list[str]:
+    return [name for name in companion_names(folder) if not hidden(name)] if folder.is_dir() else []
 
 
 def expect(planned: PlannedTensor) -> None:

@@ -141,6 +141,7 @@ def merge(text: str, place: str, out: Path, options: MergeOptions) -> None:
             if len(merges) == 1:
                 run_merge(merges[0][1], str(out), options, config_source=text)
                 return
+            out.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=out.parent) as stages:
                 configs, needs = load_config(text, stages)
                 tasks = make_tasks(configs, needs, options, stages, str(out), False)

@@ -23,7 +23,7 @@ from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_definition
 from mergekit_select.provenance.locking import file_differences, lock, notes, version_notes
 from mergekit_select.provenance.parents import Parent
-from mergekit_select.provenance.recording import changes, read_record, versions
+from mergekit_select.provenance.recording import added, changes, read_record, versions
 from mergekit_select.provenance.sources import obtained
 from mergekit_select.provenance.statement import MOST_BYTES, BuildDefinition, Statement, TensorTable
 
@@ -121,6 +121,7 @@ def _other_files(target: str, folder: Path, statement: Statement, options: Merge
         now = file.digest.get("sha256") or (digests.of(there)["sha256"] if os.path.exists(there) else expected)
         if now != expected:
             found.add(kinds.FOLDER_CHANGED, subject.name, now or "", expected=expected)
+    found += added(hosted, statement)
     return found
 
 
@@ -179,7 +180,7 @@ def _elsewhere(parent: Parent, findings: Findings) -> str:
             raise
         now = read_revision(parent.path, None)
     told = {"commit": parent.commit, "found": f"{parent.path}@{now.commit}"}
-    if not file_differences(parent.reference, parent.files, now.files):
+    if not file_differences(parent.reference, parent.files, now.model):
         findings.add(kinds.REVISION_REPLACED, parent.reference, **told)
         return f"{parent.path}@{now.commit}"
     findings.add(kinds.REVISION_GONE, parent.reference, revision=told["found"], commit=parent.commit)

@@ -202,7 +202,7 @@ def resolve(
                 f"give --upgrade {path.path} to follow its branch"
             ) from error
         raise UnreadableError(f"model {reference}: {error}") from error
-    return Parent(reference, roles, found.commit, found.licence, found.files)
+    return Parent(reference, roles, found.commit, found.licence, found.model)
 
 
 def located(text: str, place: str, locations: Mapping[str, str]) -> dict[str, str]:

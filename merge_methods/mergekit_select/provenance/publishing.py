@@ -15,10 +15,11 @@ from mergekit_select import kinds
 from mergekit_select.errors import PlanError, UnreadableError
 from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.digests import Digests, File, folder_files, root_digest
+from mergekit_select.inputs.files import RECIPE, is_of_model, published_names
 from mergekit_select.inputs.hub import read_revision, said
 from mergekit_select.provenance.locking import file_differences
 from mergekit_select.provenance.parents import Parent
-from mergekit_select.provenance.recording import SIGNATURE
+from mergekit_select.provenance.recording import BESIDE, SIGNATURE
 
 # Of another merge in the same repository: weights, which transformers might load instead, and a signature.
 _STALE = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", SIGNATURE]
@@ -40,6 +41,9 @@ def refusals(folder: Path, parents: Sequence[Parent], allow_local: bool, signing
             found.add(kinds.LICENCE_FORBIDS, parent.reference, licence=licence)
         elif licence not in _FREE:
             found.add(kinds.LICENCE_UNKNOWN, parent.reference, licence=licence or "a model without a licence")
+    for name in published_names(folder):
+        if not (is_of_model(name) or name == RECIPE or name in BESIDE):
+            found.add(kinds.PUBLISHED_BESIDE, name)
     return found
 
 
@@ -52,7 +56,7 @@ def common_licence(parents: Sequence[Parent]) -> str | None:
 def upload(
     folder: Path, repository: str, private: bool, digests: Digests, say: Callable[[str], object] = lambda _: None
 ) -> str:
-    """Upload a folder to a repository of its own, and return the commit.
+    """Upload a folder, without those in it, to a repository of its own, and return the commit.
 
     The files go to a pull request, which is merged when the hub holds the same bytes. An upload that was cut off
     goes on in the same pull request.
@@ -69,7 +73,7 @@ def upload(
         PlanError: The repository is there and is public where it is to be private, or the reverse; or the hub holds
             other bytes than were sent.
     """
-    files = folder_files(folder, digests)
+    files = folder_files(folder, digests, published_names(folder))
     # Without the signature, which is another one whenever it is made.
     held = {file.path: file.digest["sha256"] for file in files if file.path != SIGNATURE}
     title = f"mergekit-select publish {root_digest(held)[:16]}"

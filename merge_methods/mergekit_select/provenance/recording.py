@@ -18,8 +18,10 @@ from mergekit_select.bits import digest, dtype_name
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Findings
 from mergekit_select.inputs.checkpoint import StoredTensor
-from mergekit_select.inputs.digests import Digests, file_names, root_digest
+from mergekit_select.inputs.digests import Digests, root_digest
+from mergekit_select.inputs.files import RECIPE, WEIGHTS, is_of_model, names_in, published_names
 from mergekit_select.inputs.recipe import read_text
+from mergekit_select.inputs.references import matches
 from mergekit_select.provenance.documents import STATEMENT, TENSORS, read_document, write_document
 from mergekit_select.provenance.locking import PACKAGES
 from mergekit_select.provenance.parents import parents_of, roles_of
@@ -44,8 +46,7 @@ from mergekit_select.verification.output import Output, open_output
 CARD = "README.md"
 PICTURE = "selected.png"
 SIGNATURE = "model.sig"
-# Written beside the model, or anew when it is published.
-_BESIDE = frozenset({CARD, PICTURE, SIGNATURE, STATEMENT, TENSORS})
+BESIDE = frozenset({CARD, PICTURE, SIGNATURE, STATEMENT, TENSORS})  # written when a merge is recorded or published
 
 
 def record(
@@ -83,7 +84,7 @@ def record(
             )
         tensors = _tensors_of(output, progress)
     write_document(folder / TENSORS, tensors)
-    names = [name for name in file_names(folder) if name not in _BESIDE]
+    names = _recorded_names(folder)
     hashed = digests.of_all((folder / name for name in names), keep=False)
     files = {name: digest["sha256"] for name, digest in zip(names, hashed, strict=True)}
     table = Digests().of(folder / TENSORS)["sha256"]
@@ -113,6 +114,11 @@ def record(
     return statement
 
 
+def _recorded_names(folder: Path) -> list[str]:
+    """Return the files that a merge writes, whatever else lies in its folder."""
+    return [name for name in published_names(folder) if is_of_model(name) or name == RECIPE]
+
+
 def of_output(definition: BuildDefinition, folder: Path, kept: tuple[Statement, TensorTable] | None) -> BuildDefinition:
     """Return the definition of a merge that was not seen: of its options, those that the folder tells.
 
@@ -126,7 +132,8 @@ def of_output(definition: BuildDefinition, folder: Path, kept: tuple[Statement, 
         return definition
     options = dict(definition.external_parameters.options)
     del options["out_shard_size"]
-    options["safe_serialization"] = not any(name.endswith(".bin") for name in file_names(folder))
+    weights = [name for name in names_in(folder) if WEIGHTS.fullmatch(name)]
+    options["safe_serialization"] = not any(name.endswith(".bin") for name in weights)
     external = definition.external_parameters.model_copy(update={"options": options})
     return definition.model_copy(update={"external_parameters": external})
 
@@ -193,6 +200,16 @@ def changes(folder: Path, statement: Statement, digests: Digests | None = None) 
             found.add(kinds.FOLDER_LACKS, subject.name)
         elif (now := digests.of(path)["sha256"]) != expected:
             found.add(kinds.FOLDER_CHANGED, subject.name, now, expected=expected)
+    found += added(_recorded_names(folder), statement)
+    return found
+
+
+def added(names: Iterable[str], statement: Statement) -> Findings:
+    """Say which files of a merge its record does not have: what is loaded would be another model."""
+    found, recorded = Findings(), {subject.name for subject in statement.subject}
+    for name in names:
+        if name not in recorded and is_of_model(name):
+            found.add(kinds.FOLDER_ADDED, name)
     return found
 
 
@@ -212,7 +229,7 @@ def pins(recipe: Path, statement: Statement, locations: Mapping[str, str]) -> di
     }
     # A reference with a revision of its own must not go where the same repository without one does.
     found = {reference: reference for reference in named if reference.partition("@")[0] in found} | found
-    kept = {old: new for old, new in found.items() if not any(old.startswith(moved) for moved in locations)}
+    kept = {old: new for old, new in found.items() if not any(matches(old, moved) for moved in locations)}
     return {**kept, **locations}
 
 

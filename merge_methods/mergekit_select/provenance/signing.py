@@ -1,10 +1,10 @@
-"""Signatures by OpenSSF model-signing: ``model.sig`` is over every other file of a folder that is no hidden one."""
+"""Signatures by OpenSSF model-signing: ``model.sig`` is over every other file of a folder that is published."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from mergekit_select import kinds
 from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Findings
-from mergekit_select.inputs.digests import hidden
+from mergekit_select.inputs.files import hidden, published_names
 from mergekit_select.provenance.recording import SIGNATURE
 
 
@@ -54,7 +54,9 @@ def signer(key: Path | None) -> Callable[[Path], None]:
         raise UnreadableError(f"cannot sign with {name}: {one_line(error)}") from error
 
     def sign(folder: Path) -> None:
-        config.set_hashing_config(_hashing(library, folder))
+        published = {name.partition("/")[0] for name in published_names(folder)}
+        others = [entry.name for entry in folder.iterdir() if entry.name not in published]
+        config.set_hashing_config(_hashing(library, [SIGNATURE, *others]))
         try:
             with redirect_stdout(sys.stderr):
                 config.sign(folder, folder / SIGNATURE)
@@ -80,7 +82,8 @@ def signature_findings(folder: Path, trust: Trust) -> Findings:
         found.add(kinds.SIGNATURE_UNCHECKED, SIGNATURE)
         return found
     library = _library()
-    config = library.verifying.Config().set_hashing_config(_hashing(library, folder))
+    beside = [SIGNATURE, *(entry.name for entry in folder.iterdir() if hidden(entry.name))]
+    config = library.verifying.Config().set_hashing_config(_hashing(library, beside))
     try:
         if trust.public_key:
             config.use_elliptic_key_verifier(public_key=trust.public_key)
@@ -96,10 +99,9 @@ def signature_findings(folder: Path, trust: Trust) -> Findings:
     return found
 
 
-def _hashing(library: Any, folder: Path) -> Any:
-    """Return how model-signing hashes a folder: what is published of it, and links as in the cache of a hub."""
-    beside = [SIGNATURE, *(entry.name for entry in folder.iterdir() if hidden(entry.name))]
-    return library.hashing.Config().set_allow_symlinks(True).set_ignored_paths(paths=beside)
+def _hashing(library: Any, ignored: Sequence[str]) -> Any:
+    """Return how model-signing hashes a folder but for some files; links are followed, as in the cache of a hub."""
+    return library.hashing.Config().set_allow_symlinks(True).set_ignored_paths(paths=ignored)
 
 
 def _library() -> Any:
