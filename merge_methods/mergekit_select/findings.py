@@ -52,6 +52,13 @@ class UnusableModelError(UnreadableError):
         self.kind = kind
         self.details = details
 
+    def __reduce__(self) -> tuple[Any, ...]:  # Ray brings errors home from other machines
+        return _unusable, (self.kind, self.details)
+
+
+def _unusable(kind: Kind, details: dict[str, Any]) -> UnusableModelError:
+    return UnusableModelError(kind, **details)
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from mergekit_select.findings import Severity
+from mergekit_select import kinds
+from mergekit_select.findings import Severity, UnusableModelError
 from mergekit_select.kinds import CATALOGUE
 from tests.check import test_lora, test_models, test_output, test_parameters, test_recipe, test_tensors, test_tokenizers
 from tests.check.cases import Cases
@@ -42,6 +44,12 @@ def test_an_error_makes_the_merge_fail_or_go_silently_wrong(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     cases.prove(name, llamas, tmp_path)
+
+
+def test_an_error_comes_home_from_another_process() -> None:
+    error = UnusableModelError(kinds.HUB_UNREACHABLE, endpoint="https://a.b", problem="it is down")
+    there = pickle.loads(pickle.dumps(error))
+    assert (type(there), str(there), there.kind, there.details) == (type(error), str(error), error.kind, error.details)
 
 
 def test_every_kind_of_error_is_shown() -> None:

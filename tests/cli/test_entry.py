@@ -89,3 +89,10 @@ def test_run_passes_all_arguments_on(name: str, stock: str, monkeypatch: pytest.
     monkeypatch.setattr(module, "main", command)
     assert invoke("run", name, "a.yml", "--help", "-v", "--cuda", "out").exit_code == 0
     assert seen == [("a.yml", "--help", "-v", "--cuda", "out")]
+
+
+@pytest.mark.parametrize("option", ["--num-threads=0", "--num-threads=-1", f"--random-seed={10**30}"])
+def test_numbers_that_torch_would_refuse(option: str, tmp_path: Path) -> None:
+    result = invoke("verify", tmp_path, option)
+    assert result.exit_code == 2
+    assert f"Invalid value for {option.partition('=')[0]}: must be at least" in result.stderr

@@ -6,10 +6,12 @@ import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import Process
 from pathlib import Path
 
 import pytest
 
+from mergekit_select.execution import local
 from mergekit_select.execution.job import Job, opened_job
 from mergekit_select.execution.layout import Part
 from mergekit_select.execution.request import Request
@@ -113,6 +115,27 @@ def test_a_union_of_tokenizers_into_a_folder_that_reads_like_a_reference(
     union = {**recipe_of("linear", None, llamas.subs, parameters={"weight": 1}), "tokenizer": {"source": "union"}}
     assert invoke("merge", written(tmp_path / "r.yml", union), out, "--jobs", "1").exit_code == 0
     assert verify(Path(out)).same
+
+
+@pytest.mark.parametrize(("free", "started"), [(1 << 50, 128), (3 << 30, 3), (0, 1)])
+def test_no_more_processes_than_there_is_memory_for(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, started: int
+) -> None:
+    """On 128 cores, and an output of more files than that; processes begin before it is known what there is to do."""
+    begun: list[int] = []
+
+    def count(_: object, number: int, jobs: int | None) -> Process:
+        begun.append(number)
+        process = Process(target=print)
+        process.start()
+        return process
+
+    monkeypatch.setattr(local, "cores", lambda: 128)
+    monkeypatch.setattr(local, "free_memory", lambda: free)
+    monkeypatch.setattr(local, "_start_helper", count)
+    assert invoke("merge", recipe, tmp_path / "out", "--out-shard-size", "1").exit_code == 0
+    parts = len([*(tmp_path / "out").glob("*.safetensors")])
+    assert len(begun) + 1 == min(started, parts)
 
 
 @pytest.mark.parametrize("share", ["0/2", "3/2", "1", "a/b", "1/0"])

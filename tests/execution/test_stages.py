@@ -100,6 +100,7 @@ def test_shares_go_through_one_merge_after_the_other(file: Path) -> None:
         (("name: average", "name: again"), 2, "mergekit refuses the recipe m.yml: "),
         (("merge_method: linear", "merge_method: 5"), 2, "mergekit refuses the recipe m.yml: "),
         (("name: average", "name: ../average"), 2, "'../average' in m.yml leads out of it; call it otherwise"),
+        (("name: average", "name: 1"), 2, "the name of a merge must be text, and 1 in m.yml is not; quote it"),
         (("name: average", "name: /average"), 2, "'/average' in m.yml leads out of it; call it otherwise"),
     ],
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
+from mergekit_select.errors import UnreadableError
+from mergekit_select.inputs.bounds import MOST_JSON_BYTES, require_regular_files
 from tests.support.checkpoints import copied, edit_json, reshard, weight_map
 from tests.support.commands import invoke, one_line
 from tests.support.models import Family, small_family
@@ -85,6 +88,15 @@ class TestWhatIsNoBoundedRegularFile:
         assert result.exit_code == 1
         assert str(family.base / file) in result.output
         assert time.monotonic() - began < 3 * MOST_SECONDS
+
+
+@pytest.mark.parametrize(("name", "refused"), [("config.json", True), ("trainer_state.json", False)])
+def test_json_that_is_read_is_bounded(name: str, refused: bool, tmp_path: Path) -> None:
+    """A Trainer's log grows with the training, and nothing loads it with the model."""
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(MOST_JSON_BYTES + 1)
+    with pytest.raises(UnreadableError, match="must have at most") if refused else nullcontext():
+        require_regular_files(tmp_path)
 
 
 def test_names_that_are_too_long(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from mergekit.config import MergeConfiguration
 
-from mergekit_select.inputs.references import relocated
+from mergekit_select.inputs.recipe import read_recipe
+from mergekit_select.inputs.references import matches, references, relocated
 from tests.support.commands import invoke
 from tests.support.models import Family, small_family
 from tests.support.recipes import merge
@@ -28,6 +29,22 @@ def test_moved_models(tmp_path: Path) -> None:
     (a, b, _), (moved_a, moved_b, _) = family.subs, moved.subs
     swapped = [f"--map={family.root}={moved.root}", f"--map={a}={moved_b}", f"--map={b}={moved_a}"]
     assert invoke("verify", out, *swapped).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "location", "expected"),
+    [
+        ("o/x", "o/x", True),
+        ("o/x@v1", "o/x", True),
+        ("o/x@v1", "o/x@v1", True),
+        ("o/x", "o/x@v1", False),
+        ("o/x", "o", True),
+        ("o/x-2", "o/x", False),
+        ("./runs/a", "./runs/", True),
+    ],
+)
+def test_which_models_a_location_is_of(reference: str, location: str, expected: bool) -> None:
+    assert matches(reference, location) == expected
 
 
 def test_every_place_that_names_a_model() -> None:
@@ -50,9 +67,11 @@ def test_every_place_that_names_a_model() -> None:
         ("nonsense", "must be OLD=NEW, got 'nonsense'"),
         ("=x", "must be OLD=NEW"),
         ("./no=./where", "--map must name a model of the recipe, got './no'"),
+        ("{model}=/x@y@z", "lies now, a folder or OWNER/NAME@REVISION, got '/x@y@z'"),
     ],
 )
 def test_map_that_fits_nothing(merged: Path, value: str, text: str) -> None:
-    result = invoke("verify", merged, "--map", value)
+    model = next(model for _, model in references(read_recipe(merged / "mergekit_config.yml")))
+    result = invoke("verify", merged, "--map", value.format(model=model))
     assert result.exit_code == 2
     assert text in result.output

@@ -32,7 +32,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 
         try:
             return int(parse_kmb(value))
-        except ValueError:
+        except (ValueError, IndexError):  # IndexError: nothing at all
             self.fail(f"{value!r} is not a size; write one such as 5B, 500M or 1000000", param, ctx)
 
 
@@ -72,6 +72,7 @@ def merge_options(*fields: str, built: bool = True) -> Callable[[_Command], _Com
         @functools.wraps(function)
         def command(*args: Any, **values: Any) -> Any:
             given = {field: values.pop(field) for field in fields}
+            _require_numbers(given)
             return function(*args, merge_options=_build(given) if built else given, **values)
 
         decorated: Any = command
@@ -86,6 +87,15 @@ def merge_options(*fields: str, built: bool = True) -> Callable[[_Command], _Com
         return decorated  # type: ignore[no-any-return]  # the function, wrapped
 
     return decorate
+
+
+def _require_numbers(given: dict[str, Any]) -> None:
+    """Refuse what torch would end with an error of its own."""
+    for field, least, most in (("num_threads", 1, 1 << 31), ("random_seed", -(1 << 63), 1 << 63)):
+        value = given.get(field)
+        if value is not None and not least <= value < most:
+            hint = f"--{field.replace('_', '-')}"
+            raise click.BadParameter(f"must be at least {least} and less than {most}, got {value}", param_hint=hint)
 
 
 def _build(given: dict[str, Any]) -> MergeOptions:

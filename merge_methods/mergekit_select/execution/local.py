@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mergekit_select.inputs.checkpoint import StoredTensor
 
 _PAUSE = 0.05  # seconds between two looks at what others have done
+_EARLY = 8  # processes that are started before the merge is planned, at most
 PROCESS_BYTES = 1 << 30  # bytes that Python, torch and mergekit take in each process
 
 
@@ -77,14 +78,17 @@ def merge(
     Raises:
         MergekitSelectError: The merge is refused, or something cannot be read or written.
     """
-    # Loading torch and mergekit takes as long as merging a gigabyte: helpers do it while this process does.
-    wanted = 1 if only_finish else jobs or cores()
+    # Loading torch and mergekit takes as long as merging a gigabyte: helpers do it while this process does. Where there
+    # are many cores, the rest is started once it is known how many there is work and memory for.
+    wanted = 1 if only_finish else jobs or max(1, min(cores(), _EARLY, free_memory() // PROCESS_BYTES))
     helpers = [_start_helper(request, number, jobs) for number in range(1, wanted)]
     try:
         _load()
         from mergekit_select.execution.job import opened_job
 
         with opened_job(request) as job:
+            if not only_finish and jobs is None:
+                helpers += [_start_helper(request, number, jobs) for number in range(wanted, usable_jobs(job))]
             return _merge(job, helpers, jobs, only_finish, rehash, started, progress)
     finally:
         for helper in helpers:
@@ -187,6 +191,11 @@ def help_merge(request: Request, number: int, jobs: int | None) -> None:
 
 def usable_jobs(job: Job) -> int:
     """Return how many processes cores and free memory allow, and there is work for."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    in_memory = free // (PROCESS_BYTES + job.layout.peak)
+    in_memory = free_memory() // (PROCESS_BYTES + job.layout.peak)
     return max(1, min(cores(), in_memory, len(job.parts())))
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that nobody uses; all there are where the system does not say."""
+    known = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"  # macOS has not the first
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(known)

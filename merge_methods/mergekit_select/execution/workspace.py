@@ -105,7 +105,8 @@ class Workspace:
     def recorded(self) -> set[int]:
         """Return the numbers of the parts that are done."""
         try:
-            return {int(name[:-5]) for name in os.listdir(self._records) if name.endswith(".json")}
+            names = (name.removesuffix(".json") for name in os.listdir(self._records) if name.endswith(".json"))
+            return {int(name) for name in names if name.isdecimal()}  # some systems leave files of their own
         except FileNotFoundError:  # another process has finished the merge
             return set()
 

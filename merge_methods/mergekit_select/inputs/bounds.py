@@ -19,6 +19,7 @@ from mergekit_select.errors import UnreadableError
 
 MOST_RECIPE_BYTES = 1 << 20  # the longest recipes seen have some hundred lines
 MOST_JSON_BYTES = 64 << 20  # an index of 90,000 tensors, the longest seen, has 9 MB, a tokenizer at most 35 MB
+_LOG = "trainer_state.json"  # what a Trainer leaves beside a model, as long as its training; nothing loads it
 MOST_VALUES = 20_000  # of a recipe, aliases written out: 1,024 models with weights and filters have 10,000
 MOST_DEPTH = 50  # of lists and mappings in a recipe; ten are needed
 MOST_DIGITS = 100  # of a whole number in a recipe; turning millions of digits into a number and back takes minutes
@@ -93,7 +94,7 @@ def require_regular_files(folder: Path) -> None:
             continue
         if not entry.is_dir():
             _require_regular(path, status.st_mode)
-        if path.suffix == ".json" and status.st_size > MOST_JSON_BYTES:
+        if path.suffix == ".json" and path.name != _LOG and status.st_size > MOST_JSON_BYTES:
             raise UnreadableError(f"{path} must have at most {MOST_JSON_BYTES} bytes, and is larger")
 
 

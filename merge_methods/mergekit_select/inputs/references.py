@@ -67,7 +67,7 @@ def relocated(config: MergeConfiguration, locations: Mapping[str, str]) -> Merge
             the folders that its path begins with; where several match, the longest does.
 
     Raises:
-        RecipeError: An old location matches no model of the recipe.
+        RecipeError: An old location matches no model of the recipe, or a new one is none.
     """
     unused = dict.fromkeys(locations)
     names: dict[str, None] = {}
@@ -81,7 +81,12 @@ def relocated(config: MergeConfiguration, locations: Mapping[str, str]) -> Merge
             unused.pop(old, None)
         old = max(found, key=len)
         if old in (str(path), path.path):
-            return ModelPath.model_validate(locations[old])
+            try:
+                return ModelPath.model_validate(locations[old])
+            except Exception as error:  # mergekit raises what it likes
+                raise RecipeError(
+                    f"--map must say where {old} lies now, a folder or OWNER/NAME@REVISION, got {locations[old]!r}"
+                ) from error
         return ModelPath(path=locations[old].rstrip("/") + path.path[len(old.rstrip("/")) :], revision=path.revision)
 
     def change(reference: ModelReference) -> ModelReference:
