@@ -52,7 +52,7 @@ BASE_PARAMETER_IGNORED = _warning("base-parameter-ignored", "mergekit ignores {n
 BASE_LISTED = _note("base-listed",
     "the base is never drawn, so this entry does nothing", "to have it drawn like the others, leave base_model out")
 FILTER_UNUSED = _warning("filter-unused",
-    "a filter must be a part of a tensor's name, which * is not in, and this is in none",
+    "a filter must be a part of a tensor's name, and no tensor's name has this one",
     "write a part of a name, such as self_attn")
 FILTER_UNREACHED = _warning("filter-unused",
     "the first entry that fits a tensor decides, and one without a filter fits all, so this one is never reached",
@@ -195,7 +195,9 @@ LORA_TENSORS_NOT_KNOWN = _note("not-known",
 
 NO_BASE_MODEL = _warning("no-base-model",
     "without base_model mergekit takes config and tokenizer from an arbitrary model, and they differ",
-    "set base_model where the method allows one, or make config and tokenizer files equal")
+    "make config and tokenizer files equal, or set base_model where the method does not merge it in, as linear does")
+BASE_AVERAGED = _warning("base-averaged",
+    "linear averages the base model, too", "leave base_model out, or list the base with the weight that it is to have")
 NO_BASE_MODEL_BUT_EQUAL = _note("no-base-model",
     "without base_model mergekit takes config and tokenizer from an arbitrary model; here they are equal")
 TIES_DIFFER = _warning("ties-differ",
@@ -315,6 +317,9 @@ OUT_LEFTOVERS = _warning("out-stale",
     "weights of an earlier merge stay in the folder beside the new ones", "remove them, or give another folder")
 OUT_OVERWRITTEN = _warning("out-overwritten",
     "the folder holds a model that is no merge, and mergekit overwrites it", "give another folder, or move the model")
+OUT_RECORDED = _note("out-recorded",
+    "mergekit-yaml leaves the record of the earlier merge in this folder, which will not be that of the new one",
+    "merge with `mergekit-select run yaml`, which records anew, or remove {name}")
 OUT_TEMPORARY = _note("out-temporary",
     "a merge that was interrupted left this file, and nothing removes it", "run `mergekit-select check --clean`")
 DISK_FULL = _error("disk-full", "the output must fit on the disk", "free some, or merge into another folder")
@@ -388,7 +393,8 @@ NOT_RECORDED = _warning("not-recorded",
 REMOTE_CODE_RECORDED = _error("remote-code",
     "the merge was made with --trust-remote-code, and code from a hub is never run here",
     "merge with mergekit-yaml if you have read that code")
-FOLDER_CHANGED = _error("changed", "must have the recorded sha256 {expected}", "restore the file, or merge again")
+FOLDER_CHANGED = _error("changed", "must have the recorded sha256 {expected}",
+    "restore the file; where another merge has overwritten the recorded one, remove merge_provenance.json")
 FOLDER_LACKS = _error("changed", "is recorded and not there", "restore the file, or merge again")
 FOLDER_ADDED = _error("changed", "is not recorded, and may be loaded with the model", "remove the file, or merge again")
 SIGNATURE_WRONG = _error("signature",

@@ -16,8 +16,9 @@ from tests.support.checkpoints import (
     reshard,
     tensors_of,
 )
+from tests.support.commands import invoke
 from tests.support.models import Family
-from tests.support.recipes import SELECTION, merge, recipe
+from tests.support.recipes import SELECTION, merge, recipe, written
 
 CASES = Cases()
 
@@ -69,6 +70,20 @@ def test_a_model_that_would_be_overwritten(llamas: Family, tmp_path: Path) -> No
     config, out = recipe(SELECTION, llamas.base, llamas.subs), copied(llamas.base, tmp_path / "out")
     finding = only(checked(tmp_path, config, out), "out-overwritten")
     assert (finding.severity, finding.value) == (Severity.WARNING, "model.safetensors")
+
+
+def test_the_record_of_an_earlier_merge(llamas: Family, tmp_path: Path) -> None:
+    file = written(tmp_path / "r.yml", recipe(SELECTION, llamas.base, llamas.subs))
+    assert invoke("run", "yaml", file, tmp_path / "out", "--quiet").exit_code == 0
+    again = recipe(SELECTION, llamas.base, llamas.subs, parameters={"seed": 1})
+    finding = only(checked(tmp_path, again, tmp_path / "out"), "out-recorded")
+    assert finding.severity is Severity.NOTE
+    merge(again, tmp_path / "out")
+    said = invoke("verify", tmp_path / "out")
+    assert said.exit_code == 1
+    assert "where another merge has overwritten the recorded one, remove merge_provenance.json" in said.stdout
+    (tmp_path / "out/merge_provenance.json").unlink()
+    assert invoke("verify", tmp_path / "out", "--record").exit_code == 0
 
 
 @pytest.mark.parametrize(("size", "fewer", "files"), [(5_000_000_000, 40_000, 1), (40_000, 20_000, 2)])

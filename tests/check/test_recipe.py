@@ -126,7 +126,7 @@ def test_a_key_that_stands_twice(llamas: Family, tmp_path: Path) -> None:
 
 
 def test_merges_of_one_file_may_use_each_other(llamas: Family, tmp_path: Path) -> None:
-    first = recipe("linear", llamas.base, llamas.subs[:2], parameters={"weight": 1}) | {"name": "first"}
+    first = recipe(SELECTION, llamas.base, llamas.subs[:2], parameters={"seed": 1}) | {"name": "first"}
     last = recipe(SELECTION, llamas.base, ["first", llamas.subs[2]])
     report = checked(tmp_path, [last, first])
     assert report.findings == ()
@@ -174,6 +174,18 @@ def test_a_base_among_the_models(llamas: Family, tmp_path: Path, method: str) ->
     """mergekit's recipes often list it, without parameters; who wants it drawn should hear that it is not."""
     finding = only(checked(tmp_path, recipe(method, llamas.base, [llamas.base, *llamas.subs])), "base-listed")
     assert (finding.severity, finding.place) == (Severity.NOTE, "models[0].model")
+
+
+def test_a_base_that_is_averaged(llamas: Family, tmp_path: Path) -> None:
+    """Who wants the average of the models hardly wants the base in it, and does not see it there."""
+    unlisted = recipe("linear", llamas.base, llamas.subs, parameters={"weight": 1})
+    finding = only(checked(tmp_path, unlisted), "base-averaged")
+    assert (finding.severity, finding.place) == (Severity.WARNING, "base_model")
+    listed = recipe("linear", llamas.base, [llamas.base, *llamas.subs], parameters={"weight": 1})
+    assert "base-averaged" not in kinds(checked(tmp_path, listed))
+    for config, name in ((unlisted, "with"), (listed, "listed")):
+        merge(config, tmp_path / name)
+    assert digests(tmp_path / "with") == digests(tmp_path / "listed")
 
 
 def test_a_list_of_weights_for_the_whole_merge(llamas: Family, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoints import copied
+from tests.support.checkpoints import changed, copied
 from tests.support.commands import invoke
 from tests.support.models import Family
 from tests.support.recipes import SELECTION, recipe, written
@@ -65,3 +65,20 @@ def test_a_file_that_would_be_loaded_and_is_not_recorded(merged: Path, tmp_path:
     ran = invoke("reproduce", folder)
     assert ran.exit_code == 1
     assert f"error changed at {name}: is not recorded, and may be loaded with the model" in ran.stdout
+
+
+def test_a_model_that_has_changed_since_is_named(llamas: Family, tmp_path: Path) -> None:
+    """The output is not to blame. A lock made anew holds what is there now, and says what that is not any more."""
+    models = [copied(sub, tmp_path / name) for name, sub in zip("ab", llamas.subs, strict=False)]
+    file, out = written(tmp_path / "r.yml", recipe(SELECTION, llamas.base, models)), tmp_path / "out"
+    assert invoke("lock", file).exit_code == 0
+    assert invoke("merge", file, out, "--jobs", "1").exit_code == 0
+    changed(models[1], lambda tensors: tensors.update({name: tensor + 1 for name, tensor in tensors.items()}))
+    said = f"{models[1]}: model.safetensors must have the recorded sha256"
+    verified = invoke("verify", out)
+    assert verified.exit_code == 1
+    assert said in verified.stdout
+    locked = invoke("lock", file)
+    assert locked.exit_code == 0
+    assert f"not as in the last lock: {said}" in locked.stdout
+    assert "last lock" not in invoke("lock", file).stdout

@@ -42,6 +42,7 @@ class _Keys:
         self._parameters(raw.get("parameters"), "parameters", False)
         self._module(raw, "")
         self._weight_of_all(raw)
+        self._base_averaged(raw)
         for name, module in _items(raw.get("modules")):
             place = f"modules.{name}."
             self._known(module, schema.OutputModuleDefinition, place)
@@ -62,6 +63,17 @@ class _Keys:
             base = _as_text(_get(output, "base_model")) or self.base
             for source_number, source in _numbered(_get(output, "sources")):
                 self._input(source, schema.InputSliceDefinition, f"{here}sources[{source_number}].", base)
+
+    def _base_averaged(self, raw: Mapping[str, Any]) -> None:
+        """Find a base that is averaged with the models, although nobody listed it among them."""
+        models = {_as_text(_get(entry, "model")) for _, entry in _numbered(raw.get("models"))}
+        if (
+            self.method is not None
+            and self.method.spec.name == "linear"
+            and models
+            and self.base not in {None, *models}
+        ):
+            self.findings.add(kinds.BASE_AVERAGED, "base_model", self.base)
 
     def _input(self, raw: object, model: type[BaseModel], place: str, base: str | None) -> None:
         self._known(raw, model, place)

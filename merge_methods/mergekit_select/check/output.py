@@ -12,7 +12,15 @@ from mergekit_select import kinds
 from mergekit_select.check.merge import DescribedTensor, MergeUnderCheck
 from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.checkpoint import Checkpoint
-from mergekit_select.inputs.files import INDEXES, RECIPE, TOKENIZER_FILES, TRANSFORMERS_LOADS, WEIGHTS, read_json
+from mergekit_select.inputs.files import (
+    INDEXES,
+    RECIPE,
+    RECORDS,
+    TOKENIZER_FILES,
+    TRANSFORMERS_LOADS,
+    WEIGHTS,
+    read_json,
+)
 from mergekit_select.inputs.leftovers import leftovers
 from mergekit_select.planner.plan import Plan
 from mergekit_select.planner.writing import filled
@@ -48,6 +56,8 @@ def check_out(merge: MergeUnderCheck, out: str, written: Sequence[DescribedTenso
             return
     if not folder.is_dir():
         return
+    if (folder / RECORDS[0]).exists():
+        merge.findings.add(kinds.OUT_RECORDED, out, name=RECORDS[0])
     for path in leftovers(folder):
         merge.findings.add(kinds.OUT_TEMPORARY, str(path))
     shards = [*filled(written, merge.options.out_shard_size, lambda tensor: tensor.tensor.nbytes)]

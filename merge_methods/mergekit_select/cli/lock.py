@@ -49,8 +49,8 @@ def command(
     """From which bytes, exactly, would RECIPE be merged?
 
     Writes down the commit of every hub model, the digest of every file of every model, options and versions.
-    Hub models are asked for metadata only; local folders are hashed. Models stay at the commits of an earlier
-    lock unless told to --upgrade.
+    Hub models are asked for metadata only, and stay at the commits of an earlier lock unless told to --upgrade.
+    Local folders are hashed anew, and what has changed in them since an earlier lock is told.
 
     Exit codes: 0 locked, or still true; 1 not true any more; 2 usage, or something cannot be read.
     """
@@ -65,6 +65,7 @@ def command(
         now = locking.lock(
             text, recipe, merge_options, kept=kept, upgrade=upgrade, locations=locations, digests=digests
         )
+    since = [] if check or kept is None else locking.stale(kept, now, recipe).of(Severity.ERROR)
     parents = parents_of(now.resolved_dependencies)
     findings = locking.notes(parents)
     if check and kept is not None:
@@ -78,8 +79,11 @@ def command(
         {"model": p.reference, "pinned": p.pinned, "licence": p.licence, "bytes": sum(f.size for f in p.files)}
         for p in parents
     ]
-    lines = [f"{m['pinned']}: {m['bytes']:,} bytes, licence {m['licence'] or 'not known'}" for m in models]
+    changed = [f"{found.place}: {found.message}" for found in since]
+    lines = [f"not as in the last lock: {change}" for change in changed]
+    lines += [f"{m['pinned']}: {m['bytes']:,} bytes, licence {m['licence'] or 'not known'}" for m in models]
     verdict = f"STALE: {path}" if errors else f"{'TRUE' if check else 'LOCKED'}: {path}"
-    data = {"ok": not errors, "lock": str(path), "models": models, "findings": [vars(found) for found in findings]}
+    data = {"ok": not errors, "lock": str(path), "models": models, "changed": changed}
+    data["findings"] = [vars(found) for found in findings]
     print_report("lock", data, [*map(str, findings), *lines, verdict], as_json)
     raise click.exceptions.Exit(NO if errors or (strict and warnings) else YES)

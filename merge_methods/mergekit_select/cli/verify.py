@@ -71,6 +71,7 @@ def command(
     from mergekit_select.findings import Severity
     from mergekit_select.inputs.files import RECIPE
     from mergekit_select.provenance import (
+        changed_inputs,
         compared,
         lock,
         obtained,
@@ -108,6 +109,10 @@ def command(
         jobs=jobs,
         progress=lambda tensors: bar("Verifying", "tensor", quiet, tensors),
     )
+    kept = None if answer.same or recipe is not None else read_record(folder)
+    if kept is not None:  # the output may be what it was, and a model another
+        with counting("Hashing", quiet) as digests:
+            changed += changed_inputs(kept[0].definition, digests, locations)
     before = (*changed, *signature.of(Severity.ERROR))
     answer = replace(
         answer,

@@ -104,6 +104,8 @@ def input_names(folder: Path) -> list[str]:
 
     Links that lead nowhere are none, and hidden files only where an index names them.
     """
+    if not folder.is_dir():
+        return []
     named: set[str] = set()
     for index in INDEXES:
         with suppress(UnreadableError):  # whoever reads it will say so

@@ -6,7 +6,7 @@ The formats are in-toto's and SLSA's (``statement``); docs/provenance.md describ
 from mergekit_select.inputs.digests import Digests, default_store
 from mergekit_select.inputs.recipe import read_text
 from mergekit_select.provenance.locking import configuration, lock
-from mergekit_select.provenance.merging import require_opened, require_unchanged
+from mergekit_select.provenance.merging import changed_inputs, require_opened, require_unchanged
 from mergekit_select.provenance.parents import parents_of
 from mergekit_select.provenance.recording import of_output, read_record, record, table
 from mergekit_select.provenance.sources import compared, obtained
@@ -15,6 +15,7 @@ from mergekit_select.provenance.statement import BuildDefinition
 __all__ = [
     "BuildDefinition",
     "Digests",
+    "changed_inputs",
     "compared",
     "configuration",
     "default_store",

@@ -82,14 +82,27 @@ def require_unchanged(
     Raises:
         UnreadableError: A file of theirs is another, or gone.
     """
+    for found in changed_inputs(definition, digests, locations):
+        raise UnreadableError(
+            f"model {found.place} has changed while it was read, so nothing is recorded; merge into another folder"
+        )
+
+
+def changed_inputs(
+    definition: BuildDefinition, digests: Digests, locations: Mapping[str, str] | None = None
+) -> Findings:
+    """Say which files of the local models of a merge are not what they were when it was made.
+
+    Raises:
+        UnreadableError: A model is not there.
+    """
+    found = Findings()
     moved = located(definition.recipe, "the recipe", locations or {})
     for parent in parents_of(definition.resolved_dependencies):
-        there = Path(moved.get(parent.reference, parent.path))
-        if parent.commit is None and file_differences(parent.reference, parent.files, folder_files(there, digests)):
-            raise UnreadableError(
-                f"model {parent.reference} has changed while it was read, so nothing is recorded; "
-                f"merge into another folder"
-            )
+        if parent.commit is None:
+            there = Path(moved.get(parent.reference, parent.path))
+            found += file_differences(parent.reference, parent.files, folder_files(there, digests))
+    return found
 
 
 def require_opened(definition: BuildDefinition, files: Collection[str]) -> None:
