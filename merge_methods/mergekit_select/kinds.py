@@ -79,7 +79,7 @@ WEIGHT_NOT_FINITE = _error("weight-not-finite",
     "a weight must be a finite number; any other fills the tensor with NaN", "give a finite weight")
 WEIGHTS_ZERO = _error("weights-zero",
     "the weights of a tensor's models must not sum to 0 after filters and gradients; {effect}",
-    "give one of them a positive weight there")
+    "give one of them a positive weight there; to keep the base's values, list the base, too, and leave base_model out")
 DRY_RUN = _error("dry-run", "{problem}", "change the parameters, or set dtype, such as dtype: bfloat16")
 
 # --- models: where they are, and what their files are ---

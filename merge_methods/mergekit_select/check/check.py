@@ -101,7 +101,8 @@ def _check(
     plan = plan_merge(merge)
     if plan is None:
         return None
-    check_filters(merge.config, [planned.name for planned in plan.tensors], merge.findings)
+    names = [*(planned.name for planned in plan.tensors), *(name for name, _ in plan.failures)]
+    check_filters(merge.config, names, merge.findings)
     rows = check_alignment(merge, plan)
     tensors = TensorCheck(merge, plan, rows)
     written = tensors.run()

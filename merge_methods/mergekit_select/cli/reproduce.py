@@ -78,7 +78,7 @@ def _render(answer: Reproduction) -> list[str]:
     if len(answer.differing) > _SHOWN:
         lines.append(f"and {len(answer.differing) - _SHOWN} more; --json lists all")
     lines.append(f"needs: {needs.download:,} bytes to download, {needs.read:,} to read, {written} to write; "
-                 f"about {needs.seconds / 60:.0f} min at 50 MB/s of line and 300 MB/s of disk")  # fmt: skip
+                 f"about {needs.seconds / 60:.0f} min at 50 MB/s from the network and 300 MB/s of disk")  # fmt: skip
     if answer.verdict in ("same", "not same", "undecided"):
         differ = f"{len(answer.differing):,} of {answer.tensors:,} tensors differ"
         told = f"all {answer.tensors:,} tensors have the digests of" if answer.verdict == "same" else f"{differ} from"

@@ -99,6 +99,8 @@ def _open(model: ModelReference, cache: LoaderCache, options: MergeOptions) -> N
     path = model.model.path
     if is_local(path) and not os.path.isdir(path):
         raise UnreadableError(f"model {model}: there is no folder {path}; local paths begin at the current folder")
+    if model.lora is not None and cache.lora_cache_dir is None:
+        raise PlanError(f"model {model}: {kinds.LORA_CACHE.text()}")
     if os.path.isdir(path):
         require_readable(Path(path))
     for part in (model.model, model.lora):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,18 @@ def card(
     )
     rows = [f"| {_link(p)} | {', '.join(p.roles)} | {p.licence or 'not known'} |" for p in parents]
     version = statement.predicate.run_details.builder.version
-    promise = _PROMISES[definition.external_parameters.reproducible]
+    promise, command = _PROMISES[definition.external_parameters.reproducible], f"mergekit-select reproduce {repository}"
+    local = [parent.reference for parent in parents if parent.commit is None]
+    if local:
+        promise = "Some of its models are in no public place. Whoever has copies of them can make it again:"
+        command = " \\\n    ".join([command, *(f"--map {shlex.quote(reference)}=FOLDER" for reference in local)])
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
-        f"A merge of {len(parents)} models by `{method}`, made with [mergekit](https://github.com/arcee-ai/mergekit) "
+        f"A merge of {_counted(parents)} by `{method}`, made with [mergekit](https://github.com/arcee-ai/mergekit) "
         f"{version.get('mergekit', '')} and [mergekit-select]({_PROJECT}).",
         "## Made from\n\n| model, at its commit | used as | licence |\n| --- | --- | --- |\n" + "\n".join(rows),
         f"## Make it again\n\n{promise}\n\n```sh\npip install mergekit-select=={version.get('mergekit-select', '')}\n"
-        f"mergekit-select reproduce {repository}\n```\n\n"
+        f"{command}\n```\n\n"
         f"`{STATEMENT}` says from which bytes this model was made (in-toto Statement v1, SLSA provenance v1), and "
         f"`{TENSORS}` holds the digest of every tensor. `mergekit-select verify {repository}` compares the files "
         f"with the former, and derives every tensor again.",
@@ -83,6 +88,12 @@ def card(
         lines = [f"| {r.dataset_name} | {r.metric_name or r.metric_type} | {r.metric_value} |" for r in results]
         parts.append("## Evaluation\n\n| data set | metric | value |\n| --- | --- | --- |\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _counted(parents: Sequence[Parent]) -> str:
+    models = sum("model" in parent.roles for parent in parents)
+    counted = f"{models} model{'s' * (models != 1)}"
+    return f"{counted} over a base" if any("base" in parent.roles for parent in parents) else counted
 
 
 def read_results(path: Path) -> list[EvalResult]:
