@@ -65,6 +65,9 @@ DTYPE_UNKNOWN = _error("dtype-unknown",
     "write bfloat16, float16, float32 or float64")
 CHAT_TEMPLATE = _error("chat-template",
     "chat_template must be auto, a Jinja template, or one of mergekit's names; {effect}", "choose one of {known}")
+CHAT_TEMPLATE_TIED = _warning("chat-template",
+    "auto takes the template that most models have, and here mergekit chooses among {count} at random",
+    "give the template's text, or one of mergekit's names")
 TOKENIZER_UNION = _warning("tokenizer-union",
     "mergekit orders a union vocabulary by a set of models, whose order changes from run to run; nothing fixes it "
     "before Python 3.12, and PYTHONHASHSEED does from there on", "name one model, or base, as the source")

@@ -17,6 +17,7 @@ from tests.support.checkpoints import (
     VOCABULARY,
     Tensors,
     copied,
+    edit_json,
     tensors_of,
 )
 from tests.support.models import Family
@@ -102,6 +103,21 @@ def test_a_token_that_all_models_have_needs_no_source(
     assert checked(tmp_path, config).passes()
     assert capfd.readouterr().err == ""  # mergekit has a progress bar here
     merge(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("templates", "found"), [(("a", "b"), 1), (("a", "b", "b"), 0), (("a",), 0), ((), 0)])
+def test_chat_templates_that_are_as_frequent(
+    llamas: Family, tmp_path: Path, templates: tuple[str, ...], found: int
+) -> None:
+    """mergekit counts them in the order of a set, and takes the first of the most frequent ones."""
+    subs = [copied(sub, tmp_path / name) for name, sub in zip("xyz", llamas.subs, strict=True)]
+    for number, (sub, template) in enumerate(zip(subs, templates, strict=False)):
+        if number:
+            edit_json(sub / "tokenizer_config.json", chat_template=template)
+        else:
+            (sub / "chat_template.jinja").write_text(f"{template}\n")
+    config = recipe(SELECTION, llamas.base, subs, chat_template="auto", tokenizer={"source": "base"})
+    assert kinds(checked(tmp_path, config)).count("chat-template") == found
 
 
 def test_what_an_unknown_chat_template_does_without_a_tokenizer_section(llamas: Family, tmp_path: Path) -> None:

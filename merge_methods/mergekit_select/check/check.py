@@ -12,7 +12,7 @@ from mergekit.options import MergeOptions
 from mergekit_select import kinds
 from mergekit_select.check.cost import add_cost
 from mergekit_select.check.merge import MergeUnderCheck
-from mergekit_select.check.models import check_donor, check_models, check_tokenizers
+from mergekit_select.check.models import check_donor, check_models, check_templates, check_tokenizers
 from mergekit_select.check.opening import open_models
 from mergekit_select.check.output import check_out, described_output
 from mergekit_select.check.parameters import check_filters
@@ -98,6 +98,7 @@ def _check(
         return None
     check_models(merge)
     check_donor(merge)
+    check_templates(merge)
     plan = plan_merge(merge)
     if plan is None:
         return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from mergekit_select.errors import UnreadableError, one_line
 from mergekit_select.findings import Findings, some
 from mergekit_select.inputs.bounds import MOST_JSON_BYTES, read_file
 from mergekit_select.inputs.checkpoint import Checkpoint
-from mergekit_select.inputs.files import TOKENIZER_FILES
+from mergekit_select.inputs.files import TOKENIZER_FILES, read_json
 from mergekit_select.inputs.recipe import left_recipe
 from mergekit_select.inputs.references import donor
 from mergekit_select.methods import OWN
@@ -97,6 +99,28 @@ def check_donor(merge: MergeUnderCheck) -> None:
         merge.findings.add(kinds.NO_BASE_MODEL, "base_model", f"{differing[0]} differs from {models[0]}")
     else:
         merge.findings.add(kinds.NO_BASE_MODEL_BUT_EQUAL, "base_model")
+
+
+def check_templates(merge: MergeUnderCheck) -> None:
+    """Say where mergekit looks for the template that most models have, and several are as frequent."""
+    if merge.config.chat_template != "auto":
+        return
+    models = [merge.models[reference] for reference in merge.config.referenced_models() if reference in merge.models]
+    found = Counter(text for model in models if (text := _template(model.checkpoint.folder)))
+    tied = [text for text, times in found.items() if times == max(found.values())]
+    if len(tied) > 1:
+        merge.findings.add(kinds.CHAT_TEMPLATE_TIED, "chat_template", "auto", count=len(tied))
+
+
+def _template(folder: Path) -> str:
+    """Return a tokenizer's chat template; nothing where it has none, or none that is plain."""
+    with suppress(UnreadableError, ValueError):
+        if (folder / "chat_template.jinja").exists():
+            return read_file(folder / "chat_template.jinja", MOST_JSON_BYTES).decode().strip()
+        if (folder / "tokenizer_config.json").exists():
+            template = read_json(folder / "tokenizer_config.json").get("chat_template")
+            return template.strip() if isinstance(template, str) else ""
+    return ""
 
 
 def _donated(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[bytes | None]]:
