@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import constants
 
 from tests.provenance.hub_server import Hub, blob_id
 from tests.support.commands import invoke, one_line
@@ -205,3 +206,13 @@ def test_the_cache_is_not_trusted_for_a_file_that_changed(tmp_path: Path) -> Non
     assert digests.Digests(store).of(file)["sha256"] == hashlib.sha256(b"two").hexdigest()
     store.write_text("[1")
     assert digests.Digests(store).of(file)["gitBlob"] == blob_id(b"two")
+
+
+def test_offline_what_a_merge_has_downloaded_is_enough(parents: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mergekit downloads no cards."""
+    write_recipe("merge_method: linear\nmodels: [{model: org/sub-0}, {model: org/sub-1}]\nparameters: {weight: 1}\n")
+    assert invoke("run", "yaml", "r.yml", "out", "--quiet", "--no-provenance").exit_code == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    locked = invoke("lock", "r.yml")
+    assert locked.exit_code == 0, locked.output
+    assert parents.repositories["org/sub-0"].refs["main"] in locked.stdout

@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, constants, get_token, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    ModelCard,
+    constants,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -155,7 +163,7 @@ def read_revision(
     """
     with hub_errors():
         if offline():
-            folder = Path(snapshot_download(repository, revision=revision, cache_dir=cache, local_files_only=True))
+            folder = _cached(repository, revision, cache)
             return HubRevision(folder.name, licence_of(folder), folder_files(folder, digests or Digests()))
         api = HfApi()
         info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
@@ -172,6 +180,15 @@ def read_revision(
         ]
         licence = getattr(info.card_data, "license", None)
     return HubRevision(commit, licence if isinstance(licence, str) else None, tuple(sorted(files, key=by_path)))
+
+
+def _cached(repository: str, revision: str | None, cache: str | None) -> Path:
+    """Return where a model lies in the cache, as far as a merge has downloaded it: without its card, for one."""
+    for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
+        found = try_to_load_from_cache(repository, name, cache or constants.HF_HUB_CACHE, revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    return Path(snapshot_download(repository, revision=revision, cache_dir=cache, local_files_only=True))
 
 
 def licence_of(folder: Path) -> str | None:
