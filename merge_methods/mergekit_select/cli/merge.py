@@ -17,7 +17,7 @@ import yaml
 from mergekit_select.cli._errors import NO, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options
 from mergekit_select.cli._output import bar, counting, print_report
-from mergekit_select.errors import MergekitSelectError, PlanError, UnreadableError, escaped
+from mergekit_select.errors import PlanError, UnreadableError, escaped
 from mergekit_select.inputs.bounds import MOST_RECIPE_BYTES, read_file
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class _Record:
         self._content = _content(request.recipe)
         self._whole: BuildDefinition | None = None
         self._opened: set[str] = set()
-        digests.ahead(_folders(request.recipe))
+        digests.ahead(_folders(self._content))
 
     def look_up(self, job: Job, name: str | None) -> None:
         from mergekit_select.provenance import lock, read_text, require_opened
@@ -230,11 +230,11 @@ def _content(recipe: str) -> bytes:
     return b""
 
 
-def _folders(recipe: str) -> Iterator[Path]:
+def _folders(recipe: bytes) -> Iterator[Path]:
     """Yield the models' folders that a recipe seems to name; finding out takes mergekit, which loads for seconds."""
     seen: set[str] = set()
-    with suppress(MergekitSelectError, UnicodeError, yaml.YAMLError):  # the merge will say what is wrong
-        for event in yaml.parse(_content(recipe).decode()):
+    with suppress(UnicodeError, yaml.YAMLError):  # the merge will say what is wrong
+        for event in yaml.parse(recipe.decode()):
             parts = event.value.split("+") if isinstance(event, yaml.ScalarEvent) else ()
             for part in dict.fromkeys(parts):
                 if part not in seen and any(os.path.isfile(os.path.join(part, name)) for name in _CONFIGS):
