@@ -83,6 +83,16 @@ def test_dry_run_writes_the_card_and_sends_nothing(merged: Hub) -> None:
     assert not any(request.startswith(("POST", "PUT")) for request in merged.requests)
 
 
+def test_what_the_merge_did_not_write_is_named_before_it_is_sent(merged: Hub) -> None:
+    Path("out/notes.txt").write_text("of somebody", "utf-8")
+    told = json.loads(invoke("publish", "out", "me/new", "--dry-run", "--json").stdout)["findings"]
+    assert [(found["kind"], found["severity"], found["place"]) for found in told] == [
+        ("published-beside", "note", "notes.txt")
+    ]
+    assert invoke("publish", "out", "me/new").exit_code == 0
+    assert merged.files("me/new")["notes.txt"] == b"of somebody"
+
+
 def test_cut_off_leaves_main_as_it_was_and_goes_on(merged: Hub) -> None:
     merged.fail("POST /api/models/me/new/commit", 403, times=1)
     ran = invoke("publish", "out", "me/new")
