@@ -12,9 +12,10 @@ import torch
 from tests.compatibility import shows
 from tests.support import expectation
 from tests.support.adapters import train_adapters
+from tests.support.commands import run
 from tests.support.expectation import Stored
 from tests.support.models import Family, assert_loads
-from tests.support.recipes import METHODS, merge, recipe
+from tests.support.recipes import METHODS, SELECTION, merge, recipe, written
 from tests.support.stored import opened, wanted
 
 both_methods = pytest.mark.parametrize("method", METHODS)
@@ -62,3 +63,17 @@ def test_adapters_beside_whole_models(llamas: Family, adapters: list[Path], tmp_
     out = merge(config, tmp_path / "out", lora_merge_cache=str(tmp_path / "cache"))
     merged = expectation.read(next((tmp_path / "cache").iterdir()))
     expectation.assert_same(expectation.read(out), wanted(method, llamas.base, [merged, llamas.subs[0]]))
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("merge", "--no-provenance")])
+def test_quiet_commands_keep_transformers_quiet(
+    llamas: Family, adapters: list[Path], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """It draws a bar for each adapter's base that it loads, terminal or not."""
+    config = recipe(SELECTION, llamas.base, [f"{llamas.base}+{adapter}" for adapter in adapters[:2]])
+    out = [tmp_path / "out", "--jobs", 1] if command[0] == "merge" else []
+    cache = ["--lora-merge-cache", tmp_path / "cache"]
+    ran = run("mergekit-select", *command, written(tmp_path / "r.yml", config), *out, *cache, "--quiet")
+    assert ran.returncode == 0, ran.stderr
+    assert "%|" not in ran.stderr
+    assert "[transformers]" not in ran.stderr

@@ -73,21 +73,29 @@ def bar(what: str, unit: str, quiet: bool, items: Iterable[Any] | None = None) -
     """Return a tqdm bar on stderr, around items if there are any; silent if so wished, or if that is no terminal."""
     from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # typed where types-tqdm is installed
 
-    return tqdm(items, desc=what, unit=unit, disable=quiet or not sys.stderr.isatty())
+    return tqdm(items, desc=what, unit=unit, disable=not _drawn(quiet))
+
+
+def hide_bars(quiet: bool) -> None:
+    """Have huggingface_hub draw bars only where we draw some, and transformers, if it is loaded after this."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not _drawn(quiet):
+        disable_progress_bars()
+
+
+def _drawn(quiet: bool) -> bool:
+    return not quiet and sys.stderr.isatty()
 
 
 @contextmanager
 def counting(what: str, quiet: bool) -> Iterator[Digests]:
     """Give a block digests of files that are remembered afterwards, with a bar that counts what is hashed.
 
-    huggingface_hub draws bars of its own only where ours are drawn, and what it logs becomes an error of ours or is
-    tried again.
+    What huggingface_hub logs becomes an error of ours or is tried again.
     """
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    if quiet or not sys.stderr.isatty():
-        disable_progress_bars()
+    hide_bars(quiet)
     from mergekit_select.inputs.digests import Digests, default_store
 
     with bar(what, "B", quiet) as shown:
@@ -99,11 +107,14 @@ def counting(what: str, quiet: bool) -> Iterator[Digests]:
             digests.close()
 
 
-def silence_libraries() -> None:
-    """Keep mergekit and transformers from logging what a report says."""
+def silence_libraries(quiet: bool) -> None:
+    """Keep mergekit and transformers from logging what a report says, and from drawing bars where we draw none."""
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no types here
+    transformers_logging: Any = transformers.utils.logging  # transformers has no types here
+    transformers_logging.set_verbosity_error()
+    if not _drawn(quiet):
+        transformers_logging.disable_progress_bar()  # and huggingface_hub's
     logging.basicConfig(level=logging.CRITICAL)
     logging.getLogger("mergekit").setLevel(logging.CRITICAL)
     logging.getLogger("mergekit_select").setLevel(logging.WARNING)

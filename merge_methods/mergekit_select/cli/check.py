@@ -66,7 +66,7 @@ def command(
     gc.freeze()
     gc.enable()
 
-    silence_libraries()
+    silence_libraries(quiet)
     with bar("Looking at models", " models", quiet) as shown:
 
         def progress(name: str) -> None:

@@ -44,7 +44,7 @@ def command(merge_options: MergeOptions, recipe: str, plot: str | None, jobs: in
 
     if plot is not None:
         picture.require(Path(plot))
-    silence_libraries()
+    silence_libraries(quiet)
     apply_threads(merge_options)
     answer = inspect(
         recipe, options=merge_options, jobs=jobs, progress=lambda tensors: bar("Inspecting", "tensor", quiet, tensors)

@@ -16,7 +16,7 @@ import yaml
 
 from mergekit_select.cli._errors import NO, YES, one_line_errors
 from mergekit_select.cli._options import merge_options, report_options
-from mergekit_select.cli._output import bar, counting, print_report
+from mergekit_select.cli._output import bar, counting, hide_bars, print_report
 from mergekit_select.errors import PlanError, UnreadableError, escaped
 from mergekit_select.inputs.bounds import MOST_RECIPE_BYTES, read_file
 
@@ -107,6 +107,9 @@ def command(
         )
     if sys.platform == "win32":
         raise PlanError("merge needs file locks that Windows does not have (fcntl); use mergekit-yaml, or WSL")
+    hide_bars(quiet)
+    if quiet:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is loaded
     from mergekit_select.check import ignored_keys
     from mergekit_select.execution.cluster import merge_on_ray
     from mergekit_select.execution.local import PROCESS_BYTES, merge

@@ -68,7 +68,7 @@ def command(
     from mergekit_select.verification import verify
     from mergekit_select.verification.text import as_data, render
 
-    silence_libraries()
+    silence_libraries(quiet)
     apply_threads(merge_options)
     folder, results = Path(out), read_results(Path(evaluation)) if evaluation else []
     write_signature = signer(Path(signing_key) if signing_key else None) if sign or signing_key else None

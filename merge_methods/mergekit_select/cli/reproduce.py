@@ -53,7 +53,7 @@ def command(
     """
     from mergekit_select.provenance.reproducing import reproduce
 
-    silence_libraries()
+    silence_libraries(quiet)
     apply_threads(merge_options)
     with counting("Hashing", quiet) as digests:
         answer = reproduce(

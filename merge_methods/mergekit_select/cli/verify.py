@@ -85,7 +85,7 @@ def command(
     from mergekit_select.verification import verify
     from mergekit_select.verification.text import as_data, render
 
-    silence_libraries()
+    silence_libraries(quiet)
     apply_threads(merge_options)
     with counting("Hashing", quiet) as digests:
         folder = obtained(out, merge_options)
