@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+# What the types of pydantic's errors say of a value; of other types, pydantic's own text is kept.
+_RULES = {
+    "missing": "must be there",
+    "dict_type": "must be a mapping",
+    "list_type": "must be a list",
+    "model_type": "must be a mapping",
+    "string_type": "must be text",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_from_float": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+}
+
 
 class MergekitSelectError(Exception):
     """Base of every error raised by mergekit-select.
@@ -43,6 +62,12 @@ def one_line(value: object, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def place_and_rule(problem: Mapping[str, Any]) -> tuple[str, str]:
+    """Return where one of the errors of a ``pydantic.ValidationError`` is, as ``models[0].model``, and what it says."""
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+    return place.removeprefix("."), _RULES.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
+
+
 def escaped(text: str) -> str:
     r"""Return a text with every character that a terminal would not show written as Python writes it, as ``\x1b``.
 
@@ -57,9 +82,8 @@ def _text(value: object) -> str:
         return str(value)
     problems = getattr(value, "errors", None)  # of a pydantic.ValidationError, whose text takes many lines
     if isinstance(value, ValueError) and callable(problems):
-        first = problems()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return f"{place}: {first['msg']}" if place else str(first["msg"])
+        place, rule = place_and_rule(problems()[0])
+        return f"{place}: {rule}" if place else rule
     if isinstance(value, OSError) and value.strerror:
         return f"{value.strerror}: {value.filename}" if value.filename else value.strerror
     if type(value) in (RuntimeError, ValueError) and str(value):  # by which mergekit speaks to people

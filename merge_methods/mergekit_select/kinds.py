@@ -27,7 +27,7 @@ def _note(name: str, rule: str, remedy: str = "") -> Kind:
 # --- the recipe's text ---
 
 RECIPE_INVALID = _error("recipe-invalid",
-    "{problem}", "write it as https://github.com/arcee-ai/mergekit describes recipes")
+    "{problem}", "{remedy}")
 RECIPE_REFUSED = _error("recipe-invalid", "mergekit refuses the recipe: {problem}")
 MERGE_NAMES_REPEAT = _error("recipe-invalid",
     "the merges of one file must have different names, one of them at most none", "rename one")

@@ -114,6 +114,21 @@ def test_a_method_that_is_no_text(llamas: Family, tmp_path: Path, method: str) -
     assert kinds(report, Severity.ERROR) == ["recipe-invalid"]
 
 
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [
+        ({"./a": {}}, ("models", "must be a list", "begin the entry of each model with - model:")),
+        (["./a"], ("models[0]", "must be a mapping", "write - model: ./a")),
+        ([{"modle": "./a"}], ("models[0].model", "must be there", "write it as")),
+        ([{"model": "./a", "parameters": 2}], ("models[0].parameters", "must be a mapping", "write it as")),
+    ],
+)
+def test_models_of_another_shape(tmp_path: Path, models: object, told: tuple[str, str, str]) -> None:
+    found = only(checked(tmp_path, {"merge_method": "linear", "models": models}), "recipe-invalid")
+    assert (found.place, found.message) == told[:2]
+    assert found.remedy.startswith(told[2])
+
+
 def test_a_key_that_stands_twice(llamas: Family, tmp_path: Path) -> None:
 
     text = yaml.safe_dump(recipe(SELECTION, llamas.base, llamas.subs, parameters={"seed": 1}))

@@ -29,7 +29,7 @@ from tests.verification.support import refused
         (b"- 1\n- 2\n", "must be a YAML mapping"),
         (b"just words", "must be a YAML mapping"),
         (b"merge_method: linear\n", "Exactly one of"),
-        (b"merge_method: linear\nmodels: 3\n", "models: Input should be a valid list"),
+        (b"merge_method: linear\nmodels: 3\n", "models: must be a list"),
         (b"[" * 1500, "at most 50 levels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

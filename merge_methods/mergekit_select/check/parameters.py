@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from mergekit_select import kinds
 from mergekit_select.bits import dtype_name
-from mergekit_select.errors import MergekitSelectError, one_line
+from mergekit_select.errors import MergekitSelectError, one_line, place_and_rule
 from mergekit_select.findings import Findings, TensorFindings, some
 from mergekit_select.inputs.references import parts
 from mergekit_select.methods import OWN
@@ -48,7 +48,8 @@ class ParameterCheck:
         text = text.replace(f".{tensor}", "").replace(tensor, "the tensor")
         if isinstance(error, ValidationError):
             problem = error.errors()[0]
-            self.findings.add(kinds.PARAMETER_INVALID, tensor, repr(problem["input"]), problem=problem["msg"])
+            _, rule = place_and_rule(problem)
+            self.findings.add(kinds.PARAMETER_INVALID, tensor, repr(problem["input"]), problem=rule)
             return
         kind = kinds.PARAMETERS_REFUSED
         if str(error).startswith("Missing required parameter"):

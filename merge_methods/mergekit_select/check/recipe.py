@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import site
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import mergekit_select.methods
 from mergekit_select import _plugins, _startup, kinds
 from mergekit_select.check.keys import CLOSE, check_keys
 from mergekit_select.check.merge import MergeUnderCheck
-from mergekit_select.errors import one_line
+from mergekit_select.errors import one_line, place_and_rule
 from mergekit_select.findings import Finding, Findings, some
 from mergekit_select.inputs.recipe import Recipe, read_recipes
 from mergekit_select.planner.internals import chat_template_names
@@ -66,11 +67,21 @@ def _parse(recipe: Recipe, findings: Findings) -> MergeConfiguration | None:
         return MergeConfiguration.model_validate(recipe.raw)
     except ValidationError as error:
         for problem in error.errors():
-            place = ".".join(str(part) for part in problem["loc"]) or "recipe"
-            findings.add(kinds.RECIPE_INVALID, place, repr(problem["input"])[:80], problem=problem["msg"])
+            (place, rule), value = place_and_rule(problem), problem["input"]
+            told = {"problem": rule, "remedy": _shape(place, value)}
+            findings.add(kinds.RECIPE_INVALID, place or "recipe", repr(value)[:80], **told)
     except Exception as error:  # mergekit's validators raise RuntimeError, which pydantic passes on
         findings.add(kinds.RECIPE_REFUSED, "recipe", problem=one_line(error))
     return None
+
+
+def _shape(place: str, value: object) -> str:
+    """Say how to write what has another shape than mergekit reads."""
+    if re.fullmatch(r"(.*\.)?models\[\d+\]", place) and isinstance(value, str):
+        return f"write - model: {value}"
+    if re.fullmatch(r"(.*\.)?models", place) and isinstance(value, dict):
+        return "begin the entry of each model with - model:"
+    return "write it as https://github.com/arcee-ai/mergekit describes recipes"
 
 
 def _method(name: object, findings: Findings) -> MergeMethod | None:
