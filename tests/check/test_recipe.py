@@ -119,6 +119,7 @@ def test_a_method_that_is_no_text(llamas: Family, tmp_path: Path, method: str) -
     [
         ({"./a": {}}, ("models", "must be a list", "begin the entry of each model with - model:")),
         (["./a"], ("models[0]", "must be a mapping", "write - model: ./a")),
+        (["./a\n" * 999], ("models[0]", "must be a mapping", "write - model: ./a ./a")),
         ([{"modle": "./a"}], ("models[0].model", "must be there", "write it as")),
         ([{"model": "./a", "parameters": 2}], ("models[0].parameters", "must be a mapping", "write it as")),
     ],
@@ -127,6 +128,7 @@ def test_models_of_another_shape(tmp_path: Path, models: object, told: tuple[str
     found = only(checked(tmp_path, {"merge_method": "linear", "models": models}), "recipe-invalid")
     assert (found.place, found.message) == told[:2]
     assert found.remedy.startswith(told[2])
+    assert len(found.remedy) < 400
 
 
 def test_a_key_that_stands_twice(llamas: Family, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def _parse(recipe: Recipe, findings: Findings) -> MergeConfiguration | None:
 def _shape(place: str, value: object) -> str:
     """Say how to write what has another shape than mergekit reads."""
     if re.fullmatch(r"(.*\.)?models\[\d+\]", place) and isinstance(value, str):
-        return f"write - model: {value}"
+        return f"write - model: {one_line(value)}"
     if re.fullmatch(r"(.*\.)?models", place) and isinstance(value, dict):
         return "begin the entry of each model with - model:"
     return "write it as https://github.com/arcee-ai/mergekit describes recipes"
